@@ -1,0 +1,1 @@
+"""Cohorts: raw records of any source in, one packed store out."""

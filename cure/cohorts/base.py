@@ -1,0 +1,157 @@
+"""The packed cohort store: one table of records and one memory-mapped array per sampling rate.
+
+Layout of a store (a folder)::
+
+    cohort.json          name, title, source, license, leads, unit, the rates and what they hold
+    records.parquet      one row per usable record, see `RECORD_COLUMNS`
+    excluded.parquet     record_id and the reason, for every record that cannot be used
+    statements.csv       the statement table of the source
+    signals_100.npy      int16, (n_records_at_that_rate, 12, n_samples), 1 uV per unit: lossless for PTB-XL
+    truth.parquet        only where the truth is known (a simulated cohort): what was planted where
+
+A record's row in `signals_<rate>.npy` is its `row_<rate>` (-1: not recorded at that rate).
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cure import tasks
+from cure.errors import CureError
+
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+
+#: Millivolts per stored unit.
+RESOLUTION_MV = 0.001
+
+#: Columns every cohort's `records.parquet` has, whatever its source.
+RECORD_COLUMNS = (
+    "record_id",
+    "patient_id",
+    "fold",
+    "age",
+    "age_over_89",
+    "sex",
+    "labels",
+    "start",
+    "n_valid",
+    "n_flat_leads",
+    "clipped_share",
+)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A packed cohort, opened for reading.
+
+    Attributes
+    ----------
+    folder : Path
+        The store.
+    records : DataFrame
+        One row per usable record; row order is the order of everything derived from the cohort.
+    statements : DataFrame
+        Statement table, indexed by statement code.
+    info : dict
+        Contents of `cohort.json`.
+    """
+
+    folder: Path
+    records: pd.DataFrame
+    statements: pd.DataFrame
+    info: dict
+
+    @classmethod
+    def open(cls, folder: Path) -> "Cohort":
+        """Open a store.
+
+        Raises
+        ------
+        CureError
+            If the folder holds no store, or a record column is missing.
+        """
+        if not (folder / "cohort.json").is_file():
+            profile = folder.parent.name
+            raise CureError(
+                f"no prepared cohort at data/cohorts/{profile}/{folder.name}: make it with `make repro PROFILE={profile}`"
+            )
+        records = pd.read_parquet(folder / "records.parquet")
+        missing = [name for name in RECORD_COLUMNS if name not in records]
+        if missing:
+            raise CureError(f"{folder.name}/records.parquet lacks {missing}: rebuild it with `dvc repro -f prepare`")
+        statements = pd.read_csv(folder / "statements.csv", index_col="code")
+        return cls(folder, records, statements, json.loads((folder / "cohort.json").read_text()))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def name(self) -> str:
+        """Name of the cohort, as tables give it."""
+        return self.info["name"]
+
+    @property
+    def rates(self) -> list[int]:
+        """Sampling rates held, in Hz, lowest first."""
+        return sorted(map(int, self.info["rates"]))
+
+    @cached_property
+    def listed(self) -> pd.DataFrame:
+        """(n_records, n_statements) boolean frame: which statements each record lists."""
+        return tasks.statement_matrix(self.records.set_index("record_id")["labels"], self.statements)
+
+    @cached_property
+    def excluded(self) -> pd.DataFrame:
+        """Records that could not be used, with the reason."""
+        return pd.read_parquet(self.folder / "excluded.parquet")
+
+    def packed(self, fs: int) -> np.ndarray:
+        """The memory-mapped int16 array of one rate, (n, 12, n_samples) at 1 uV per unit.
+
+        Raises
+        ------
+        CureError
+            If the cohort has no such rate.
+        """
+        if fs not in self.rates:
+            raise CureError(f"cohort '{self.name}' is stored at {self.rates} Hz, not at {fs} Hz")
+        return np.load(self.folder / f"signals_{fs}.npy", mmap_mode="r")
+
+    def signals(self, rows: np.ndarray, fs: int) -> np.ndarray:
+        """Read records.
+
+        Parameters
+        ----------
+        rows : int array
+            Positions in `records`.
+        fs : int
+            One of `rates`, in Hz.
+
+        Returns
+        -------
+        (len(rows), 12, n_samples) float32 array
+            In mV, leads in the order of `LEADS`.
+
+        Raises
+        ------
+        CureError
+            If one of the records was not recorded at that rate.
+        """
+        packed = self.packed(fs)
+        position = self.records[f"row_{fs}"].to_numpy()[rows]
+        if (position < 0).any():
+            first = self.records["record_id"].to_numpy()[rows][position < 0][0]
+            raise CureError(f"{(position < 0).sum()} records have no {fs} Hz signal, the first is {first}")
+        return packed[position].astype(np.float32) * np.float32(RESOLUTION_MV)
+
+    def binary(self) -> tasks.Labels:
+        """Labels of the eleven binary tasks."""
+        return tasks.binary(self.listed, self.statements)
+
+    def group(self, name: tasks.Group) -> tasks.Labels:
+        """Labels of one label group."""
+        return tasks.group(self.listed, self.statements, name)

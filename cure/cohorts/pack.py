@@ -1,0 +1,200 @@
+"""From a PTB-XL folder to the packed store: WFDB read once, checked, and never again."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import wfdb
+
+from cure.cohorts.base import LEADS, RECORD_COLUMNS, RESOLUTION_MV
+from cure.errors import CureError
+from cure.paths import atomic
+from cure.shards import Arrays, compute_shards, fingerprint
+
+SECONDS = 10
+#: WFDB format 16 marks an invalid sample so.
+_INVALID = -32768
+#: An int16 sample this large sits at the recorder's rail.
+_RAIL = 32767
+
+
+def pack(
+    raw: Path,
+    metadata: pd.DataFrame,
+    statements: pd.DataFrame,
+    files: set[str],
+    info: dict,
+    out: Path,
+    scratch: Path,
+    *,
+    chunk_size: int = 256,
+    max_excluded: float = 0.02,
+    n_jobs: int = 1,
+) -> None:
+    """Read every record that `files` holds and write the store to `out`, all or nothing.
+
+    Parameters
+    ----------
+    raw : Path
+        Folder in PTB-XL's layout.
+    metadata : DataFrame indexed by ecg_id
+        From `cure.cohorts.ptbxl.read_metadata`.
+    statements : DataFrame indexed by statement code
+        Its statement table.
+    files : set of str
+        Relative paths that belong to the study: the manifest's.
+    info : dict
+        `name`, `title`, `source`, `license` and `manifest` (SHA-256 of the manifest) for `cohort.json`. The hash keeps chunks
+        of other files from being taken for these.
+    out, scratch : Path
+        The store, and where finished chunks wait when a run is interrupted.
+    chunk_size : int
+        Records per chunk.
+    max_excluded : float
+        Largest share of records that may be unusable before this is an error.
+    n_jobs : int
+        Worker processes.
+
+    Raises
+    ------
+    CureError
+        If more than `max_excluded` of the records are unusable: names the first and their reasons.
+    """
+    columns = {100: "filename_lr", 500: "filename_hr"}
+    has = {fs: (metadata[column] + ".hea").isin(files).to_numpy() for fs, column in columns.items()}
+    if 100 not in has or not has[100].any():
+        raise CureError(f"no 100 Hz record of {info['name']} in the manifest: run the download stage again")
+    records = _records(metadata[has[100]])
+    reasons = pd.Series("", index=records.index)
+    parts: dict[int, tuple[list[Path], np.ndarray]] = {}
+    for fs, column in columns.items():
+        names = metadata.loc[records.index, column].where(has[fs][has[100]])
+        present = np.flatnonzero(names.notna())
+        if not len(present):
+            continue
+        paths = names.iloc[present].tolist()
+        shards = compute_shards(
+            scratch / f"{fs}-{fingerprint(info, paths, chunk_size)}",
+            len(paths),
+            chunk_size,
+            partial(_read_chunk, raw, paths, fs),
+            desc=f"read {fs} Hz",
+            n_jobs=n_jobs,
+        )
+        why = np.concatenate([np.load(shard)["reason"] for shard in shards])
+        reasons.iloc[present] = np.where(reasons.iloc[present] == "", why, reasons.iloc[present])
+        parts[fs] = (shards, present)
+    usable = (reasons == "").to_numpy()
+    excluded = reasons[~usable].rename("reason").rename_axis("record_id").reset_index()
+    if len(excluded) > max_excluded * len(records):
+        shown = "; ".join(f"{r.record_id}: {r.reason}" for r in excluded.head(5).itertuples())
+        raise CureError(
+            f"{len(excluded)} of {len(records)} records of {info['name']} cannot be used, more than max_excluded = "
+            f"{max_excluded:g} allows ({shown}). Get the files again (`cure run download`), or raise max_excluded"
+        )
+    with atomic(out) as store:
+        store.mkdir(parents=True)
+        rates = {fs: _merge(store, records, fs, usable, *parts[fs]) for fs in parts}
+        kept = records[usable].reset_index()
+        kept[[*RECORD_COLUMNS, *(f"row_{fs}" for fs in parts)]].to_parquet(store / "records.parquet")
+        excluded.to_parquet(store / "excluded.parquet")
+        statements.rename_axis("code").to_csv(store / "statements.csv")
+        if (raw / "truth.parquet").is_file():
+            (store / "truth.parquet").write_bytes((raw / "truth.parquet").read_bytes())
+        about = {**info, "leads": LEADS, "unit": "uV", "resolution_mv": RESOLUTION_MV, "rates": rates}
+        (store / "cohort.json").write_text(json.dumps(about, indent=2) + "\n")
+    shutil.rmtree(scratch)
+
+
+def _records(metadata: pd.DataFrame) -> pd.DataFrame:
+    """Columns of `records.parquet` that the metadata gives; PTB-XL codes sex 0 as male, 1 as female."""
+    return pd.DataFrame(
+        {
+            "patient_id": metadata["patient_id"].astype("int64"),
+            "fold": metadata["strat_fold"].astype("int8"),
+            "age": metadata["age"].astype("float32"),
+            "age_over_89": metadata["age_over_89"].astype(bool),
+            "sex": metadata["sex"].map({0: "male", 1: "female"}),
+            "labels": metadata["scp_codes"].map(list),
+            "start": np.int32(0),
+        },
+        index=metadata.index.rename("record_id"),
+    )
+
+
+def _merge(
+    store: Path, records: pd.DataFrame, fs: int, usable: np.ndarray, shards: list[Path], present: np.ndarray
+) -> dict:
+    """Write one rate's array from its chunks and note in `records` where each record lies."""
+    keep = usable[present]
+    row = np.full(len(records), -1, dtype=np.int32)
+    row[present[keep]] = np.arange(keep.sum())
+    records[f"row_{fs}"] = row
+    if fs == 100:
+        quality = [np.load(shard) for shard in shards]
+        records["n_valid"] = np.int32(SECONDS * fs)
+        records["n_flat_leads"] = np.concatenate([q["n_flat_leads"] for q in quality])
+        records["clipped_share"] = np.concatenate([q["clipped_share"] for q in quality])
+    shape = (int(keep.sum()), len(LEADS), SECONDS * fs)
+    packed = np.lib.format.open_memmap(store / f"signals_{fs}.npy", mode="w+", dtype=np.int16, shape=shape)
+    start = read = 0
+    for shard in shards:
+        signals = np.load(shard)["signals"]
+        chosen = signals[keep[read : read + len(signals)]]
+        packed[start : start + len(chosen)] = chosen
+        start, read = start + len(chosen), read + len(signals)
+    packed.flush()
+    return {"n": shape[0], "n_samples": shape[2]}
+
+
+def _read_chunk(raw: Path, paths: list[str], fs: int, rows: np.ndarray) -> Arrays:
+    """Read and check some records: digital samples, a reason where one cannot be used, and quality flags."""
+    signals = np.zeros((len(rows), len(LEADS), SECONDS * fs), dtype=np.int16)
+    reason = np.full(len(rows), "", dtype="U120")
+    sums = np.zeros((len(rows), len(LEADS)), dtype=np.int64)
+    for i, row in enumerate(rows):
+        try:
+            record = wfdb.rdrecord(str(raw / paths[row]), physical=False, return_res=16)
+            reason[i] = _header_fault(record, fs)
+            if not reason[i]:
+                signals[i], sums[i] = record.d_signal.T, record.checksum
+        except FileNotFoundError as error:
+            reason[i] = f"missing file {Path(str(error.filename)).name}"
+        except (ValueError, IndexError, KeyError, TypeError, OSError) as error:
+            # What wfdb raises for a truncated .dat or an unreadable .hea.
+            reason[i] = f"unreadable or truncated ({type(error).__name__}: {error})"
+    ok = reason == ""
+    invalid = (signals == _INVALID).sum(axis=(1, 2))
+    flat = (signals == signals[:, :, :1]).all(axis=2).sum(axis=1)
+    corrupt = ((signals.sum(axis=2, dtype=np.int64) - sums) % 65536 != 0).any(axis=1)
+    for fault, text in (
+        (invalid > 0, "invalid (NaN) samples"),
+        (corrupt, "samples do not match the header's checksum"),
+        (flat == len(LEADS), "all leads flat"),
+    ):
+        reason[ok & fault & (reason == "")] = text
+    clipped = (np.abs(signals.astype(np.int32)) >= _RAIL).mean(axis=(1, 2), dtype=np.float32)
+    return {
+        "signals": signals,
+        "reason": reason,
+        "n_flat_leads": flat.astype(np.int8),
+        "clipped_share": clipped.astype(np.float32),
+    }
+
+
+def _header_fault(record: wfdb.Record, fs: int) -> str:
+    """What in the header is not what PTB-XL's are like, or nothing."""
+    if record.fs != fs:
+        return f"sampling rate {record.fs:g} Hz, expected {fs} Hz"
+    if tuple(name.upper() for name in record.sig_name) != tuple(lead.upper() for lead in LEADS):
+        return f"leads {' '.join(record.sig_name)}, expected {' '.join(LEADS)}"
+    if record.sig_len != SECONDS * fs:
+        return f"{record.sig_len} samples, expected {SECONDS * fs}"
+    if set(record.units) != {"mV"} or set(record.adc_gain) != {1 / RESOLUTION_MV} or set(record.baseline) != {0}:
+        return (
+            f"unit {record.units[0]}, gain {record.adc_gain[0]:g}, baseline {record.baseline[0]}: expected mV, 1000, 0"
+        )
+    return ""

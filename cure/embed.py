@@ -1,0 +1,246 @@
+"""Frozen representations: embeddings of an encoder under each pooling, and hand-crafted features, one row per record.
+
+A representation is a folder::
+
+    manifest.parquet     record_id, and what the rows were made with (weights hash, input spec, the rate that was read)
+    mean.npy, max.npy    float32 (n_records, dim), one file per pooling, rows aligned with the manifest
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cure import models, paths
+from cure.cohorts.base import Cohort
+from cure.config import EmbedConfig
+from cure.errors import CureError
+from cure.features import ecg_features
+from cure.models import Encoder
+from cure.paths import atomic
+from cure.shards import Arrays, compute_shards, fingerprint
+
+FEATURES = "ecg-features"
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What a row of a table was computed from. `seed` is that of random weights; features have neither."""
+
+    encoder: str
+    weights: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder below the cohort's embeddings."""
+        return self.encoder if self.encoder == FEATURES else f"{self.encoder}-{self.weights}-{self.seed}"
+
+
+def representations(encoders: list[str], seeds: list[int]) -> list[Representation]:
+    """Every random initialisation of every encoder, then the hand-crafted features."""
+    random = [Representation(name, "random", seed) for name in encoders for seed in seeds]
+    return [*random, Representation(FEATURES, "none", 0)]
+
+
+def embed_all(config: EmbedConfig, cohort: Cohort) -> pd.DataFrame:
+    """Extract every representation of a profile.
+
+    Returns
+    -------
+    DataFrame
+        What was extracted: encoder, weights, seed, parameters, dim, poolings, the weights' hash.
+    """
+    torch.set_num_threads(config.threads)
+    models.check(config.encoders)
+    rows = []
+    for one in representations(config.encoders, config.seeds):
+        out, scratch = config.embeddings_folder / one.folder, paths.scratch(config.profile, "embed") / one.folder
+        sizes = {"batch_size": config.batch_size, "shard_size": config.shard_size}
+        row = {"encoder": one.encoder, "weights": one.weights, "seed": one.seed}
+        if one.encoder == FEATURES:
+            features = extract_features(cohort, out, scratch, shard_size=config.shard_size)
+            row |= {"parameters": 0, "dim": features.shape[1], "poolings": "none", "sha256": ""}
+        else:
+            encoder = models.load(one.encoder, one.weights, one.seed)
+            extract(cohort, encoder, list(config.poolings), out, scratch, label=one.folder, **sizes)
+            row |= {"parameters": encoder.n_parameters(), "dim": encoder.dim, "poolings": ", ".join(config.poolings)}
+            row |= {"sha256": encoder.weights_sha256()[:12]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def pool(tokens: Tensor, pooling: str) -> Tensor:
+    """Reduce (n, t, dim) tokens to (n, dim) by `mean`, `max` or `min` over time, or by taking the `last` token.
+
+    Raises
+    ------
+    CureError
+        For another name.
+    """
+    match pooling:
+        case "mean":
+            return tokens.mean(dim=1)
+        case "max":
+            return tokens.amax(dim=1)
+        case "min":
+            return tokens.amin(dim=1)
+        case "last":
+            return tokens[:, -1]
+    raise CureError(f"unknown pooling {pooling!r}: choose from mean, max, min, last")
+
+
+def extract(
+    cohort: Cohort,
+    encoder: Encoder,
+    poolings: list[str],
+    out: Path,
+    scratch: Path,
+    *,
+    batch_size: int = 64,
+    shard_size: int = 512,
+    label: str = "",
+) -> None:
+    """Embed every record of a cohort under every pooling, in shards that survive an interruption.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    encoder : Encoder
+        In evaluation mode; its own input spec says what it is fed.
+    poolings : list of str
+        See `pool`.
+    out : Path
+        The representation's folder, written all or nothing.
+    scratch : Path
+        Where finished shards wait; removed on success.
+    batch_size, shard_size : int
+        Records per forward pass, and per shard.
+    label : str
+        What the progress bar says.
+
+    Raises
+    ------
+    CureError
+        If an embedding is not finite: names the first record.
+    """
+    sha = encoder.weights_sha256()
+    spec = json.dumps(encoder.input_spec.as_dict())
+    record_id = cohort.records["record_id"].to_numpy()
+
+    @torch.inference_mode()
+    def compute(rows: np.ndarray) -> Arrays:
+        pooled: dict[str, list[np.ndarray]] = {name: [] for name in poolings}
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            tokens = encoder(torch.from_numpy(encoder.input_spec.read(cohort, batch)))
+            for name in poolings:
+                pooled[name].append(pool(tokens, name).numpy())
+        arrays = {name: np.concatenate(parts) for name, parts in pooled.items()}
+        for name, array in arrays.items():
+            bad = ~np.isfinite(array).all(axis=1)
+            if bad.any():
+                raise CureError(f"{label}: the {name} embedding of record {record_id[rows[bad][0]]} is not finite")
+        return arrays
+
+    job = scratch / fingerprint(sha, spec, poolings, cohort.info, shard_size)
+    shards = compute_shards(job, len(cohort), shard_size, compute, desc=label)
+    arrays = {name: np.concatenate([np.load(shard)[name] for shard in shards]) for name in poolings}
+    about = {"record_id": record_id, "weights_sha256": sha, "input_spec": spec}
+    about["source_fs"] = encoder.input_spec.source_rates(cohort, np.arange(len(cohort)))
+    _write(out, arrays, pd.DataFrame(about))
+    shutil.rmtree(scratch)
+
+
+def extract_features(cohort: Cohort, out: Path, scratch: Path, *, shard_size: int = 512) -> pd.DataFrame:
+    """Hand-crafted ECG features of every record at 100 Hz, as a representation of its own (pooling `none`).
+
+    NaN marks what could not be measured; heads impute it within the training folds. Returns the features by record_id.
+    """
+
+    def compute(rows: np.ndarray) -> Arrays:
+        return {name: column.to_numpy(np.float32) for name, column in _features(cohort, rows).items()}
+
+    job = scratch / fingerprint("features", cohort.info, shard_size)
+    shards = compute_shards(job, len(cohort), shard_size, compute, desc="hand-crafted features")
+    features = pd.concat([pd.DataFrame(dict(np.load(shard))) for shard in shards], ignore_index=True)
+    record_id = cohort.records["record_id"]
+    spec = json.dumps({"fs": 100})
+    about = {"record_id": record_id, "weights_sha256": "", "input_spec": spec, "source_fs": 100}
+    manifest = pd.DataFrame(about)
+    _write(out, {"none": features.to_numpy(np.float32)}, manifest, list(features))
+    shutil.rmtree(scratch)
+    return features.set_index(record_id)
+
+
+def _features(cohort: Cohort, rows: np.ndarray) -> pd.DataFrame:
+    return ecg_features(cohort.signals(rows, 100), 100, n_jobs=joblib.cpu_count())
+
+
+def _write(out: Path, arrays: Arrays, manifest: pd.DataFrame, columns: list[str] | None = None) -> None:
+    with atomic(out) as folder:
+        folder.mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array.astype(np.float32, copy=False))
+        manifest.to_parquet(folder / "manifest.parquet")
+        if columns is not None:
+            (folder / "columns.json").write_text(json.dumps(columns, indent=1) + "\n")
+
+
+def read(folder: Path, pooling: str, cohort: Cohort) -> np.ndarray:
+    """Read one representation, checking that its rows are the cohort's records in the cohort's order.
+
+    Returns
+    -------
+    (n_records, dim) float32 array
+
+    Raises
+    ------
+    CureError
+        If it is not there, or belongs to other records.
+    """
+    file = folder / f"{pooling}.npy"
+    if not file.is_file():
+        raise CureError(f"no {pooling} embedding in {folder.name}: run the embed stage with it (`dvc repro embed`)")
+    manifest = pd.read_parquet(folder / "manifest.parquet")
+    if not manifest["record_id"].equals(cohort.records["record_id"]):
+        raise CureError(f"{folder.name} holds other records than cohort '{cohort.name}': run `dvc repro -f embed`")
+    return np.load(file)
+
+
+def read_features(folder: Path, cohort: Cohort) -> pd.DataFrame:
+    """Hand-crafted features as a table with names, indexed by record_id; `folder` is that of the cohort's embeddings."""
+    values = read(folder / FEATURES, "none", cohort)
+    columns = json.loads((folder / FEATURES / "columns.json").read_text())
+    return pd.DataFrame(values, columns=columns, index=cohort.records["record_id"])
+
+
+def measured_share(features: pd.DataFrame) -> pd.DataFrame:
+    """In what share of the records each of the main features could be measured."""
+    main = [name for name in ("heart_rate_bpm", "pr_ms", "qrs_ms", "qt_ms", "qrs_axis_deg") if name in features]
+    return pd.DataFrame({"feature": main, "measured": features[main].notna().mean().to_numpy(), "n": len(features)})
+
+
+def spread(config: EmbedConfig, cohort: Cohort) -> pd.DataFrame:
+    """In how many directions the records of a cohort differ, per encoder and pooling, averaged over initialisations.
+
+    The participation ratio of the eigenvalues l of the covariance of standardised embeddings, (sum l)^2 / sum l^2: 1 when all
+    records lie on a line, `dim` when they fill the space evenly.
+    """
+    rows = []
+    for one in representations(config.encoders, config.seeds):
+        for pooling in ["none"] if one.encoder == FEATURES else config.poolings:
+            x = read(config.embeddings_folder / one.folder, pooling, cohort).astype(np.float64)
+            x = np.where(np.isnan(x), np.nanmedian(x, axis=0), x)
+            x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
+            gram = x.T @ x
+            ratio = np.trace(gram) ** 2 / (gram**2).sum()
+            rows.append({"encoder": one.encoder, "pooling": pooling, "dim": x.shape[1], "value": ratio})
+    table = pd.DataFrame(rows).groupby(["encoder", "pooling", "dim"], sort=False, as_index=False)["value"].mean()
+    return table.assign(cohort=cohort.name, metric="participation_ratio", n=len(cohort))

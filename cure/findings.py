@@ -1,0 +1,176 @@
+"""What the report says: prose whose every number is read from a table, and pointers to where each can be found."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from cure import config, paths, plots, scores, tables
+from cure.config import ReportConfig
+from cure.embed import FEATURES
+
+METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC"}
+
+
+def _table(profile: str, stage: str, name: str) -> pd.DataFrame:
+    return tables.read(paths.stage(profile, stage), name)
+
+
+def notebook_name(stage: str) -> str:
+    """Name of a stage's notebook without its ending, as reports and pages are called."""
+    return f"{config.STAGES[stage][0]}_{stage}"
+
+
+def source(profile: str, stage: str, name: str) -> str:
+    """Where a table can be read in full and which notebook made it."""
+    notebook = notebook_name(stage)
+    return f"Table [`{name}.csv`](../../tables/{profile}/{name}.csv), made by [{notebook}]({notebook}.ipynb)."
+
+
+def show_figure(profile: str, stage: str, name: str) -> None:
+    """Show a figure of another stage with its caption, and where it comes from."""
+    from IPython.display import Markdown, display
+
+    plots.show(paths.stage(profile, stage) / "figures" / f"{name}.png")
+    notebook = notebook_name(stage)
+    display(Markdown(f"Figure [`{name}.svg`](../../figures/{profile}/{name}.svg), drawn by [{notebook}]({notebook}.ipynb)."))
+
+
+def _macro(report: ReportConfig, head: str = "logistic") -> pd.DataFrame:
+    main = scores.main_rows(_table(report.profile, "heads", "heads"), report.metric)
+    return main[(main["task"] == "macro") & (main["head"] == head)].set_index("encoder")
+
+
+def _number(row: pd.Series) -> str:
+    return f"{row['value']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]"
+
+
+def headline(report: ReportConfig) -> str:
+    """Two sentences for a reader who reads no further."""
+    profile = config.load(report.profile)
+    cohort = _table(report.profile, "prepare", "cohort")
+    size = cohort[cohort["part"] == "all"].set_index("variable")["value"]
+    macro = _macro(report)
+    name = METRIC_NAMES[report.metric]
+    encoders = "; ".join(f"{e} {_number(row)}" for e, row in macro.drop(index=FEATURES).iterrows())
+    return (
+        f"**{profile.cohort.title}** ({size['records']:,.0f} records of {size['patients']:,.0f} patients). {profile.summary}\n\n"
+        f"**Found.** A logistic head on hand-crafted ECG features reaches a macro {name} of {_number(macro.loc[FEATURES])} over "
+        f"{macro.loc[FEATURES, 'n_tasks']:.0f} binary tasks; on randomly initialised encoders it reaches: {encoders}. These two "
+        "floors are what any pre-trained encoder has to beat."
+    )
+
+
+def main_result(report: ReportConfig) -> str:
+    """The main table in words: each head's macro score on the features, and the span over tasks."""
+    table = _table(report.profile, "heads", "heads")
+    main = scores.main_rows(table, report.metric)
+    macro = main[(main["task"] == "macro") & (main["encoder"] == FEATURES)].set_index("head")
+    heads = "; ".join(f"{head} {_number(row)}" for head, row in macro.iterrows())
+    single = main[main["supported"] & ~main["task"].isin(list(scores.MACROS)) & (main["encoder"] == FEATURES)]
+    single = single[single["head"] == "logistic"].sort_values("value")
+    low, high = single.iloc[0], single.iloc[-1]
+    unsupported = sorted(set(main.loc[~main["supported"], "task"]))
+    missing = f" Below ten positive test records, and in no average: {', '.join(unsupported)}." if unsupported else ""
+    return (
+        f"Macro {METRIC_NAMES[report.metric]} of the hand-crafted features by head: {heads}. Under the logistic head their tasks span "
+        f"{low['value']:.3f} ({low['task']}, {low['n_pos']:.0f} positives) to {high['value']:.3f} ({high['task']}, "
+        f"{high['n_pos']:.0f} positives).{missing}"
+    )
+
+
+def main_table(report: ReportConfig) -> pd.DataFrame:
+    """Encoder x head x task, as the paper prints it."""
+    main = scores.main_rows(_table(report.profile, "heads", "heads"), report.metric)
+    return tables.score_view(main, ["encoder", "head"], report.metric)
+
+
+def comparison(report: ReportConfig) -> str:
+    """How many tasks each random encoder wins or loses against the features, after Holm's correction."""
+    table = _table(report.profile, "heads", "heads_vs_features")
+    single = table[table["supported"] & ~table["task"].isin(list(scores.MACROS))]
+    lines = ["| encoder (random) | head | macro difference, 95 % interval | tasks better | tasks worse | undecided |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for (encoder, head), rows in single.groupby(["encoder", "head"], sort=False):
+        decided = rows["p_holm"] < 0.05
+        better, worse = int((decided & (rows["value"] > 0)).sum()), int((decided & (rows["value"] < 0)).sum())
+        chosen = (table["encoder"] == encoder) & (table["head"] == head) & (table["task"] == "macro")
+        macro = table[chosen].iloc[0]
+        numbers = f"{better} | {worse} | {len(rows) - better - worse}"
+        lines.append(f"| {encoder} | {head} | {macro['value']:+.3f} [{macro['lo']:+.3f}, {macro['hi']:+.3f}] | {numbers} |")
+    return (
+        "Difference in AUROC to the hand-crafted features under the same head, paired over patients; a task counts as better or worse "
+        "at p < 0.05 after Holm's correction over the whole table. "
+        + source(report.profile, "heads", "heads_vs_features")
+        + "\n\n"
+        + "\n".join(lines)
+    )
+
+
+def groups(report: ReportConfig) -> pd.DataFrame:
+    """Macro score of every label group, as the paper prints it."""
+    return scores.group_view(_table(report.profile, "heads", "groups"), report.metric)
+
+
+def null(report: ReportConfig) -> str:
+    """Mean and spread of the permutation null."""
+    table = _table(report.profile, "heads", "null")
+    widest = table.loc[table["hi"].idxmax()]
+    off = (table["mean"] - 0.5).abs().max()
+    verdict = "as it must where nothing leaks" if off < 0.02 else "**which is not 0.50: labels leak, trust no score here**"
+    return (
+        f"With permuted labels a retrained linear probe scores a mean AUROC between {table['mean'].min():.3f} and "
+        f"{table['mean'].max():.3f} over tasks ({table['n_permutations'].min():.0f} permutations each), {verdict}. Chance alone "
+        f"reaches {widest['hi']:.3f} on {widest['task']} ({widest['n_pos']:.0f} positives) in its best 2.5 %. "
+        + source(report.profile, "heads", "null")
+    )
+
+
+def limits(report: ReportConfig) -> str:
+    """What these results do not show, and what was not run."""
+    cohort = _table(report.profile, "prepare", "cohort")
+    rarest = cohort[(cohort["part"] == "all") & (cohort["variable"] == "prevalence")].sort_values("n_pos").iloc[0]
+    lines = [
+        config.load(report.profile).summary,
+        f"The rarest task, {rarest['task']}, has {rarest['n_pos']:.0f} positive records: its interval is wide, and small "
+        "differences between methods cannot be seen on it.",
+        "Intervals cover the sampling of patients, given the fitted heads and the initialisations; not refitting on other patients.",
+        "Out-of-fold scores of several outer splits are pooled where folds rotate: heads of different splits may be calibrated "
+        "differently, which as a rule lowers the pooled AUROC.",
+        "Labels are taken as annotated, at any likelihood.",
+        "**Not run:** published foundation models, pre-training, fine-tuning, lead subsets, structure and explanation are not part of "
+        "this version. The whole of PTB-XL is run by `make repro PROFILE=ptbxl` (about 3 GB are downloaded).",
+    ]
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def index(profile: str) -> str:
+    """Every table and figure with its file and its notebook."""
+    rows = ["| what | file | made by |", "|---|---|---|"]
+    for stage in config.STAGES:
+        folder, notebook = paths.stage(profile, stage), notebook_name(stage)
+        for kind, pattern in (("tables", "*.csv"), ("figures", "*.png")):
+            for file in sorted((folder / kind).glob(pattern)):
+                link = f"[`{file.name}`](../../{kind}/{profile}/{file.name})"
+                rows.append(f"| {_caption(file)} | {link} | [{notebook}]({notebook}.ipynb) |")
+    return "\n".join(rows)
+
+
+def _caption(file: Path) -> str:
+    if file.suffix == ".csv":
+        return TABLES.get(file.stem, file.stem)
+    return f"Figure: {plots.caption(file)['caption']}"
+
+
+#: What each table holds, one line each.
+TABLES = {
+    "cohort": "Who is in the cohort, per part: counts, age, sex, prevalence and support",
+    "label_groups": "The six label groups: labels, support, records",
+    "representations": "Encoders and features that were extracted",
+    "features_measured": "Share of records in which a feature could be measured",
+    "spread": "Participation ratio of each representation",
+    "heads": "All scores of all heads with intervals and support",
+    "heads_vs_features": "Paired AUROC differences to the hand-crafted features, Holm-adjusted",
+    "groups": "Scores of the label groups",
+    "null": "AUROC under permuted labels",
+    "resources": "Wall and CPU time and peak memory of each stage",
+}

@@ -1,0 +1,253 @@
+"""Heads: light classifiers on frozen representations, fitted, chosen and tested on the parts of a split meant for each.
+
+A head is fitted on the training records, its regularisation, stopping point and decision threshold are chosen on the validation
+records, and the test records are scored once. Choices minimise the validation log loss: a proper score, defined for any labels.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import joblib
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss, precision_recall_curve
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from cure.errors import CureError
+from cure.progress import progress
+from cure.splits import Split
+
+#: Inverse L2 strengths tried for the logistic head.
+LOGISTIC_C = (1e-3, 1e-2, 1e-1, 1.0)
+#: Weight decays tried for the MLP head.
+MLP_ALPHA = (1e-2, 1.0)
+MLP_EPOCHS, MLP_PATIENCE = 60, 6
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted head.
+
+    Attributes
+    ----------
+    predict : Pipeline or estimator with `predict_proba`
+    setting : str
+        What validation chose.
+    threshold : float
+        Probability above which F1 is highest on the validation records.
+    """
+
+    estimator: object
+    setting: str
+    threshold: float
+
+    def score(self, x: np.ndarray) -> np.ndarray:
+        """Probability of the positive class, (n,) float64."""
+        return self.estimator.predict_proba(x)[:, 1]  # type: ignore[attr-defined]
+
+
+def scaler() -> Pipeline:
+    """Median imputation (only features have gaps; all-gap columns become 0) and standardisation, fitted on what it is given."""
+    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+
+
+def fit_head(name: str, x: np.ndarray, y: np.ndarray, split: Split, seed: int = 0) -> Fit:
+    """Fit one head on one task of one split.
+
+    Parameters
+    ----------
+    name : {"logistic", "mlp", "xgboost"}
+    x : (n_records, dim) float32 array
+        Frozen representation, NaN where a feature could not be measured.
+    y : (n_records,) bool array
+    split : Split
+        Only `train` and `val` are looked at.
+    seed : int
+        Of everything random in the head.
+
+    Raises
+    ------
+    CureError
+        For an unknown head, or a training part with one class only.
+    """
+    if name not in _FITS:
+        raise CureError(f"unknown head {name!r}: choose from {', '.join(_FITS)}")
+    if y[split.train].all() or not y[split.train].any():
+        raise CureError(f"{split.name}: the training records hold one class only; leave this task out")
+    candidates = _FITS[name](x[split.train], y[split.train], x[split.val], y[split.val], seed)
+    best, setting = min(candidates, key=lambda c: _loss(c[0], x[split.val], y[split.val]))
+    val_score = best.predict_proba(x[split.val])[:, 1]
+    return Fit(best, setting, best_threshold(y[split.val], val_score))
+
+
+def best_threshold(y: np.ndarray, score: np.ndarray) -> float:
+    """Score at and above which F1 is highest; 0.5 where `y` has no positive to choose by."""
+    if not y.any():
+        return 0.5
+    precision, recall, threshold = precision_recall_curve(y, score)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return float(threshold[np.argmax(f1[:-1])])
+
+
+def _loss(estimator: object, x: np.ndarray, y: np.ndarray) -> float:
+    return log_loss(y, estimator.predict_proba(x)[:, 1], labels=[False, True])  # type: ignore[attr-defined]
+
+
+def _logistic(
+    x: np.ndarray, y: np.ndarray, _x_val: np.ndarray, _y_val: np.ndarray, _seed: int
+) -> Iterable[tuple[Pipeline, str]]:
+    scale = scaler().fit(x)
+    model = LogisticRegression(max_iter=200, warm_start=True)
+    z = scale.transform(x)
+    with warnings.catch_warnings():
+        # The weakest penalty may stop at the iteration limit; validation judges it as it is.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for c in LOGISTIC_C:
+            model.set_params(C=c).fit(z, y)
+            yield make_pipeline(scale, copy.deepcopy(model)), f"C={c:g}"
+
+
+def _mlp(
+    x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, seed: int
+) -> Iterable[tuple[Pipeline, str]]:
+    """One hidden layer of 64, Adam, stopped when the validation loss has not fallen for a while; the best epoch is kept.
+
+    scikit-learn's own early stopping would hold out records at random, patients split in two.
+    """
+    scale = scaler().fit(x)
+    z, z_val = scale.transform(x), scale.transform(x_val)
+    for alpha in MLP_ALPHA:
+        model = MLPClassifier((64,), alpha=alpha, batch_size=min(128, len(z)), random_state=seed)
+        best, best_loss, best_epoch = model, np.inf, 0
+        for epoch in range(MLP_EPOCHS):
+            model.partial_fit(z, y, classes=[False, True])
+            loss = _loss(model, z_val, y_val)
+            if loss < best_loss:
+                best, best_loss, best_epoch = copy.deepcopy(model), loss, epoch
+            elif epoch - best_epoch >= MLP_PATIENCE:
+                break
+        yield make_pipeline(scale, best), f"alpha={alpha:g}, epoch={best_epoch + 1}"
+
+
+def _xgboost(
+    x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, seed: int
+) -> Iterable[tuple[object, str]]:
+    """Shallow trees, few columns each (a third is as good on embeddings and three times faster), stopped on validation."""
+    from xgboost import XGBClassifier
+
+    model = XGBClassifier(
+        n_estimators=300,
+        max_depth=3,
+        learning_rate=0.1,
+        subsample=0.8,
+        colsample_bytree=0.3,
+        max_bin=64,
+        early_stopping_rounds=15,
+        n_jobs=1,
+        random_state=seed,
+    )
+    model.fit(x, y.astype(int), eval_set=[(x_val, y_val.astype(int))], verbose=False)
+    yield model, f"trees={model.best_iteration + 1}"
+
+
+_FITS = {"logistic": _logistic, "mlp": _mlp, "xgboost": _xgboost}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One representation under one head on some tasks: all its scores come out of one call.
+
+    `key` holds the columns of the predictions table that say what this is.
+    """
+
+    key: dict
+    x: np.ndarray
+    head: str
+    names: list[str]
+    y: np.ndarray
+    rows: np.ndarray
+
+
+def out_of_fold(jobs: list[Job], splits: list[Split], record_id: np.ndarray, *, seed: int = 0) -> pd.DataFrame:
+    """Test-fold scores of every job on every task and split.
+
+    Parameters
+    ----------
+    jobs : list of Job
+    splits : list of Split
+        Of the whole cohort; a job whose tasks cover fewer records uses those.
+    record_id : (n_records,) array
+    seed : int
+        Given to every head.
+
+    Returns
+    -------
+    DataFrame
+        One row per record x task x job: the job's key, `task`, `split`, `record_id`, `y`, `score`, `threshold`, `setting`.
+    """
+    units, work = [], []
+    for job in jobs:
+        x = job.x[
+            job.rows
+        ]  # one array a job, so that joblib shares it between workers instead of sending it with each fit
+        for split in (split.restrict(job.rows) for split in splits):
+            for task in range(len(job.names)):
+                units.append((job, task, split))
+                work.append(joblib.delayed(_score)(job.head, x, job.y[:, task], split, seed))
+    parallel = joblib.Parallel(n_jobs=joblib.cpu_count(), return_as="generator")
+    fits = list(progress(parallel(work), desc="heads", total=len(units), unit="fit"))
+    frames = []
+    for (job, task, split), (score, threshold, setting) in zip(units, fits, strict=True):
+        rows = split.test
+        columns = {
+            "task": job.names[task],
+            "split": split.name,
+            "record_id": record_id[job.rows[rows]],
+            "y": job.y[rows, task].astype(np.int8),
+            "score": score,
+            "threshold": np.float32(threshold),
+            "setting": setting,
+        }
+        frames.append(pd.DataFrame({**job.key, **columns}))
+    table = pd.concat(frames, ignore_index=True)
+    constant = [*jobs[0].key, "task", "split", "setting"]
+    return table.astype({name: "category" for name in constant if table[name].dtype == object})
+
+
+def _score(head: str, x: np.ndarray, y: np.ndarray, split: Split, seed: int) -> tuple[np.ndarray, float, str]:
+    fit = fit_head(head, x, y, split, seed)
+    return fit.score(x[split.test]).astype(np.float32), fit.threshold, fit.setting
+
+
+def permuted_scores(x: np.ndarray, labels: np.ndarray, splits: list[Split], alpha: float = 1.0) -> np.ndarray:
+    """Out-of-fold scores of a linear probe retrained on each of many label columns at once: for the permutation null.
+
+    A ridge probe has a closed form that all label columns share, so that hundreds of retrainings cost one decomposition per split;
+    as a linear classifier on standardised embeddings it stands for the logistic head.
+
+    Parameters
+    ----------
+    x : (n_records, dim) array
+    labels : (n_records, n_permutations) array
+    splits : list of Split
+        Whose test parts cover the records to score.
+    alpha : float
+        Ridge penalty per training record.
+
+    Returns
+    -------
+    (n_records, n_permutations) float32 array, NaN for records that no split tests.
+    """
+    scores = np.full(labels.shape, np.nan, dtype=np.float32)
+    for split in splits:
+        scale = scaler().fit(x[split.train])
+        probe = Ridge(alpha=alpha * len(split.train)).fit(scale.transform(x[split.train]), labels[split.train])
+        scores[split.test] = probe.predict(scale.transform(x[split.test]))
+    return scores

@@ -1,0 +1,158 @@
+"""Notebooks as pipeline stages: clean copies in, executed and normalised copies out.
+
+`clean` strips outputs, so that running a notebook in JupyterLab changes nothing that a stage depends on. `run` executes the clean
+copy through papermill with the profile's settings and drops from the result all that differs between two equal runs.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from traitlets.config import Config
+
+from cure import config, paths, progress, resources
+from cure.errors import CureError
+
+#: Environment of a stage: what would otherwise differ between two runs of the same code on the same machine.
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "SOURCE_DATE_EPOCH": "1767225600",
+    "MPLBACKEND": "Agg",
+    # Sums differ between thread counts; parallel work is done by processes of one thread each.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TQDM_DISABLE": "0",
+}
+
+#: The kernel talks over sockets in the file system where there are such: TCP would be open to every user of the machine.
+_KERNEL = Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}})
+
+
+def file_name(stage: str) -> str:
+    """File name of a stage's notebook."""
+    return f"{config.STAGES[stage][0]}_{stage}.ipynb"
+
+
+def clean() -> list[Path]:
+    """Write a copy of every notebook without outputs and run metadata to `data/notebooks/`.
+
+    A copy whose content did not change is left alone.
+
+    Raises
+    ------
+    CureError
+        If a notebook is not valid.
+    """
+    target = paths.root() / "data" / "notebooks"
+    written = []
+    for source in sorted((paths.root() / "notebooks").glob("*.ipynb")):
+        try:
+            notebook = nbformat.read(source, as_version=4)
+            nbformat.validate(notebook)
+        except (nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
+            raise CureError(f"notebooks/{source.name} is not a valid notebook: {str(error).splitlines()[0]}") from error
+        with paths.atomic(target / source.name) as part:
+            nbformat.write(stripped(notebook), part)
+        written.append(target / source.name)
+    return written
+
+
+def stripped(notebook: NotebookNode) -> NotebookNode:
+    """Remove outputs, counts and run metadata; keep sources, tags and order. Cell ids become sequential."""
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{i:02d}"
+        cell.metadata = NotebookNode({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+        cell.pop("attachments", None)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notebook.metadata = NotebookNode(
+        kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
+        language_info={"name": "python"},
+    )
+    return notebook
+
+
+def normalised(notebook: NotebookNode) -> NotebookNode:
+    """Drop from an executed notebook what two equal runs do not share.
+
+    That is: timings, random cell ids, the interpreter's version, stderr, and how stdout happened to be cut into chunks.
+    """
+    outputs = [cell.get("outputs", []) for cell in notebook.cells]
+    counts = [cell.get("execution_count") for cell in notebook.cells]
+    stripped(notebook)
+    for cell, made, count in zip(notebook.cells, outputs, counts, strict=True):
+        if cell.cell_type != "code":
+            continue
+        cell.execution_count = count
+        for output in made:
+            if output.output_type == "stream" and output.name == "stderr":
+                continue
+            previous = cell.outputs[-1] if cell.outputs else None
+            if output.output_type == "stream" and previous is not None and previous.output_type == "stream":
+                previous.text += output.text
+            else:
+                cell.outputs.append(output)
+    return notebook
+
+
+def run(stage: str, profile: str) -> Path:
+    """Execute one stage of one profile; the executed notebook lies beside the tables and figures that it made.
+
+    Returns
+    -------
+    Path
+        `data/stages/<profile>/<stage>/notebook.ipynb`.
+
+    Raises
+    ------
+    CureError
+        For an unknown stage or profile, a setting that does not fit, or a cell that fails: then the message says which and what, and
+        the executed part is kept for reading where DVC does not delete it.
+    """
+    # papermill pulls in a second of imports that `cure --help` and `clean` should not pay for.
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
+
+    if stage not in config.STAGES:
+        raise CureError(f"unknown stage '{stage}': choose one of {', '.join(config.STAGES)}")
+    settings = config.parameters(stage, profile)
+    source = paths.root() / "data" / "notebooks" / file_name(stage)
+    if not source.is_file():
+        raise CureError(f"no clean copy data/notebooks/{source.name}: make it with `cure clean`")
+    os.environ.update(ENVIRONMENT, **{progress.TERMINAL: _terminal()})
+    out = paths.stage(profile, stage)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    attempt = paths.scratch(profile, "notebooks") / source.name
+    attempt.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with resources.measured(stage, paths.resources(profile)):
+            execute_notebook(
+                str(source),
+                str(attempt),
+                settings,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(paths.root()),
+                config=_KERNEL,
+            )
+    except PapermillExecutionError as error:
+        where = attempt.relative_to(paths.root())
+        raise CureError(
+            f"stage {stage} of profile {profile} failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}\n"
+            f"the notebook up to there, with its traceback: {where}"
+        ) from None
+    result = out / "notebook.ipynb"
+    with paths.atomic(result) as part:
+        nbformat.write(normalised(nbformat.read(attempt, as_version=4)), part)
+    attempt.unlink()
+    return result
+
+
+def _terminal() -> str:
+    """Device of the terminal that watches this run, for progress bars inside the kernel; empty when there is none."""
+    return os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else ""

@@ -1,0 +1,88 @@
+"""Where things live. Everything is relative to the project's root; nothing stored ever holds a machine's path."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+#: Environment variable of each raw source: the folder of a local copy.
+RAW_VARIABLES = {"ptbxl": "CURE_PTBXL_DIR"}
+
+
+def root() -> Path:
+    """Project root: the nearest folder at or above the working directory with `dvc.yaml` and `profiles/`.
+
+    Falls back to the checkout that holds this package, so that notebooks and scripts run from anywhere.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "profiles").is_dir():
+            return folder
+    return Path(__file__).resolve().parents[1]
+
+
+def raw(source: str, profile: str) -> Path:
+    """Folder of the raw records of `source`: the one its environment variable names, else under `data/raw/`.
+
+    Generated sources are kept per profile; a downloaded one is shared by all profiles.
+    """
+    if source == "synthetic":
+        return root() / "data" / "raw" / f"synthetic-{profile}"
+    named = os.environ.get(RAW_VARIABLES[source])
+    return Path(named).expanduser() if named else root() / "data" / "raw" / source
+
+
+def manifest(profile: str) -> Path:
+    """Content manifest of a profile's raw records: the download stage's output."""
+    return root() / "data" / "manifests" / profile / "manifest.csv"
+
+
+def cohort(profile: str, name: str) -> Path:
+    """Packed store of one cohort."""
+    return root() / "data" / "cohorts" / profile / name
+
+
+def embeddings(profile: str, cohort_name: str, encoder: str = "") -> Path:
+    """Embeddings of one cohort, or of one encoder on it."""
+    return root() / "data" / "embeddings" / profile / cohort_name / encoder
+
+
+def stage(profile: str, name: str) -> Path:
+    """Tables, figures, predictions and the executed notebook of one stage: all of it a DVC output, cached."""
+    return root() / "data" / "stages" / profile / name
+
+
+def scratch(profile: str, name: str) -> Path:
+    """Undeclared working folder of a stage, kept when the stage is interrupted so that the next run resumes there."""
+    return root() / "data" / "scratch" / profile / name
+
+
+def resources(profile: str) -> Path:
+    """Measured time and memory of each stage. Timings differ from run to run, so DVC never hashes this folder."""
+    return root() / "results" / "resources" / profile
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` to write a file or a folder to; rename it onto `path` on success.
+
+    On any error the temporary is removed and what was at `path` stays as it was, so nothing half-written is ever seen.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        if temporary.is_dir() and path.exists():
+            # A folder cannot be renamed onto a non-empty one.
+            retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(retired)
+            temporary.rename(path)
+            shutil.rmtree(retired)
+        else:
+            temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,120 @@
+"""Predictions of the heads study: which representation, head and task are tried, and how the scores are stored.
+
+Every table is computed from predictions. They are Parquet, one file per encoder: one row per record x task x setting.
+"""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cure import embed, tasks
+from cure.cohorts.base import Cohort
+from cure.config import HeadsConfig
+from cure.embed import FEATURES, Representation
+from cure.errors import CureError
+from cure.bootstrap import label_permutations
+from cure.heads import Job, out_of_fold, permuted_scores
+from cure.paths import atomic
+from cure.splits import Split
+
+
+def _read(config: HeadsConfig, cohort: Cohort, one: Representation, pooling: str) -> np.ndarray:
+    return embed.read(config.embeddings_folder / one.folder, "none" if one.encoder == FEATURES else pooling, cohort)
+
+
+def _job(config: HeadsConfig, one: Representation, pooling: str, head: str, x: np.ndarray, labels: tasks.Labels) -> Job:
+    key = {
+        "cohort": config.cohort.name,
+        "protocol": "sound",
+        "encoder": one.encoder,
+        "weights": one.weights,
+        "pooling": "none" if one.encoder == FEATURES else pooling,
+        "head": head,
+        "strategy": "frozen",
+        "leads": "12",
+        "fraction": np.float32(1),
+        "seed": np.int16(one.seed),
+    }
+    return Job(key, x, head, labels.names, labels.y, labels.rows)
+
+
+def binary(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
+    """Test-fold scores of the binary tasks: every head on mean pooling and features, the logistic head on every pooling."""
+    labels = cohort.binary()
+    jobs = []
+    for one in embed.representations(config.encoders, config.seeds):
+        poolings = ["mean"] if one.encoder == FEATURES else list(dict.fromkeys(["mean", *config.poolings]))
+        for pooling in poolings:
+            x = _read(config, cohort, one, pooling)
+            heads = config.heads if pooling == "mean" else [h for h in config.heads if h == "logistic"]
+            jobs += [_job(config, one, pooling, head, x, labels) for head in heads]
+    return out_of_fold(jobs, splits, cohort.records["record_id"].to_numpy(), seed=config.seed)
+
+
+def groups(config: HeadsConfig, cohort: Cohort, splits: list[Split], min_positives: int) -> pd.DataFrame:
+    """Test-fold scores of the label groups: logistic head, mean pooling, the first initialisation of each encoder.
+
+    Labels with fewer than `min_positives` positive test records, or with a training part that lacks a class, are left out: by the
+    support rule they enter no average. Tasks are named `group/label`.
+    """
+    jobs = []
+    for one, name in product(embed.representations(config.encoders, config.seeds[:1]), config.groups):
+        labels = cohort.group(name)
+        own = [split.restrict(labels.rows) for split in splits]
+        tested = np.concatenate([split.test for split in own])
+        enough = labels.y[tested].sum(axis=0) >= min_positives
+        for split in own:
+            enough &= labels.y[split.train].any(axis=0) & ~labels.y[split.train].all(axis=0)
+        names = [f"{name}/{label}" for label, keep in zip(labels.names, enough, strict=True) if keep]
+        supported = tasks.Labels(names, labels.y[:, enough], labels.rows)
+        jobs.append(_job(config, one, "mean", "logistic", _read(config, cohort, one, "mean"), supported))
+    return out_of_fold(jobs, splits, cohort.records["record_id"].to_numpy(), seed=config.seed)
+
+
+def null_scores(
+    config: HeadsConfig, cohort: Cohort, splits: list[Split]
+) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """Retrain a linear probe on permuted labels: what the pipeline scores when there is nothing to learn.
+
+    Uses the first representation of the profile. Labels change places between patients with equally many records, over the whole
+    cohort, before the split; the probe never sees true labels.
+
+    Returns
+    -------
+    dict
+        (encoder, task) to permuted labels and scores of the tested records, both (n_tested, n_permutations).
+    """
+    rng = np.random.default_rng(config.seed)
+    one = embed.representations(config.encoders, config.seeds)[0]
+    x = _read(config, cohort, one, "mean")
+    labels = cohort.binary()
+    tested = np.concatenate([split.test for split in splits])
+    patients = cohort.records["patient_id"].to_numpy()
+    result = {}
+    for task, y in zip(labels.names, labels.y.T, strict=True):
+        permuted = label_permutations(y, patients, config.n_permutations, rng).T
+        result[one.encoder, task] = permuted[tested], permuted_scores(x, permuted.astype(np.float32), splits)[tested]
+    return result
+
+
+def save(predictions: pd.DataFrame, folder: Path, name: str) -> None:
+    """Write `<folder>/predictions/<name>-<encoder>.parquet`, one file per encoder."""
+    for encoder, frame in predictions.groupby("encoder", observed=True):
+        with atomic(folder / "predictions" / f"{name}-{encoder}.parquet") as part:
+            frame.to_parquet(part, index=False, compression="zstd")
+
+
+def load(folder: Path, name: str) -> pd.DataFrame:
+    """Read back what `save` wrote.
+
+    Raises
+    ------
+    CureError
+        If there is none.
+    """
+    files = sorted((folder / "predictions").glob(f"{name}-*.parquet"))
+    if not files:
+        raise CureError(f"no {name} predictions of stage {folder.name}: `make repro PROFILE={folder.parent.name}`")
+    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)

@@ -1,0 +1,140 @@
+"""The last, cheap stage: publish what the stages made, and turn it into the pages that a reviewer opens.
+
+Writes `tables/`, `figures/`, `reports/`, `results/predictions/` and `site/` of one profile, each whole or not at all. The pages
+need no network: styles are inline, pictures are files beside them or inside the notebook.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
+from pygments.formatters import HtmlFormatter
+
+from cure import config, findings, paths, plots, resources, scores, tables
+from cure.config import ReportConfig
+from cure.errors import CureError
+
+_MAIN_FIGURE = ("heads", "heads_auroc")
+
+
+def render(profile: str) -> None:
+    """Publish one profile.
+
+    Raises
+    ------
+    CureError
+        If a stage has not run.
+    """
+    root = paths.root()
+    for stage in config.STAGES:
+        if not (paths.stage(profile, stage) / "notebook.ipynb").is_file():
+            raise CureError(f"stage {stage} of profile {profile} has not run: `make repro PROFILE={profile}`")
+    for kind in ("tables", "figures"):
+        _publish(profile, kind, root / kind / profile)
+    _publish(profile, "predictions", root / "results" / "predictions" / profile)
+    with paths.atomic(root / "reports" / profile) as out:
+        out.mkdir(parents=True)
+        for stage in config.STAGES:
+            shutil.copyfile(
+                paths.stage(profile, stage) / "notebook.ipynb", out / f"{findings.notebook_name(stage)}.ipynb"
+            )
+    cost = resources.table(paths.resources(profile), list(config.STAGES))
+    cost.to_csv(root / "tables" / profile / "resources.csv", index=False, lineterminator="\n")
+    _site(profile, cost)
+
+
+def _publish(profile: str, kind: str, target: Path) -> None:
+    """Copy one kind of output of all stages into one folder; two stages must not claim one name."""
+    with paths.atomic(target) as out:
+        out.mkdir(parents=True)
+        for stage in config.STAGES:
+            for file in sorted((paths.stage(profile, stage) / kind).glob("*")):
+                if (out / file.name).exists():
+                    raise CureError(f"two stages write {kind}/{file.name}, one of them is {stage}: rename one")
+                shutil.copyfile(file, out / file.name)
+
+
+def _site(profile: str, cost: pd.DataFrame) -> None:
+    root, study = paths.root(), config.load(profile)
+    report = config.check(ReportConfig, **config.parameters("report", profile))
+    environment = Environment(
+        loader=PackageLoader("cure", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    common = {
+        "profile": profile,
+        "study": study,
+        "notebooks": {stage: findings.notebook_name(stage) for stage in config.STAGES},
+        "code_light": HtmlFormatter(style="default").get_style_defs(".highlight"),
+        "code_dark": HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
+    }
+    with paths.atomic(root / "site" / profile) as out:
+        out.mkdir(parents=True)
+        for kind in ("tables", "figures"):
+            shutil.copytree(root / kind / profile, out / kind, ignore=shutil.ignore_patterns("resources.csv"))
+        for stage, name in common["notebooks"].items():
+            body = _notebook_body(paths.stage(profile, stage) / "notebook.ipynb", profile)
+            page = environment.get_template("notebook.html").render(common, stage=stage, name=name, body=body)
+            (out / f"{name}.html").write_text(page)
+        page = environment.get_template("index.html").render(common, **_index(report))
+        (out / "index.html").write_text(page)
+        page = environment.get_template("resources.html").render(common, table=_html(cost))
+        (out / "resources.html").write_text(page)
+
+
+def _index(report: ReportConfig) -> dict:
+    """What the first page shows: the answer, the main figure, the main table, then everything else."""
+    profile = report.profile
+    figures = [
+        {"name": png.stem, "stage": stage, **plots.caption(png)}
+        for stage in config.STAGES
+        for png in sorted((paths.stage(profile, stage) / "figures").glob("*.png"))
+    ]
+    files = [
+        {"name": csv.stem, "stage": stage, "about": findings.TABLES.get(csv.stem, ""), "rows": len(pd.read_csv(csv))}
+        for stage in config.STAGES
+        for csv in sorted((paths.stage(profile, stage) / "tables").glob("*.csv"))
+    ]
+    main = [figure for figure in figures if (figure["stage"], figure["name"]) == _MAIN_FIGURE]
+    cohort = tables.cohort_view(tables.read(paths.stage(profile, "prepare"), "cohort"))
+    return {
+        "headline": _markdown(findings.headline(report), profile),
+        "main_result": _markdown(findings.main_result(report), profile),
+        "comparison": _markdown(findings.comparison(report), profile),
+        "null": _markdown(findings.null(report), profile),
+        "limits": _markdown(findings.limits(report), profile),
+        "main_figure": main[0],
+        "figures": [figure for figure in figures if figure not in main],
+        "tables": files,
+        "main_table": _html(findings.main_table(report).rename_axis(columns=None).reset_index()),
+        "groups_table": _html(findings.groups(report).reset_index()),
+        "cohort_table": _html(cohort.rename_axis("").reset_index()),
+        "metric": findings.METRIC_NAMES[report.metric],
+        "n_draws": config.parameters("heads", profile)["n_draws"],
+        "min_positives": scores.MIN_POSITIVES,
+    }
+
+
+def _notebook_body(path: Path, profile: str) -> str:
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    # Anchors and MathJax would reach for scripts that the page does not carry.
+    body, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
+    return _local(body, profile)
+
+
+def _markdown(text: str, profile: str) -> str:
+    return _local(markdown2html(text), profile)
+
+
+def _local(html: str, profile: str) -> str:
+    """Point links that lead to published files, or to other notebooks, at their copies beside the page."""
+    html = re.sub(rf"\.\./\.\./(tables|figures)/{re.escape(profile)}/", r"\1/", html)
+    return re.sub(r'href="(\d\d_[a-z]+)\.ipynb"', r'href="\1.html"', html)
+
+
+def _html(table: pd.DataFrame) -> str:
+    return table.to_html(index=False, border=0, classes="data", na_rep="")

@@ -1,0 +1,117 @@
+"""Score tables of the heads study: per initialisation, averaged over initialisations, against a comparator, under permuted labels."""
+
+import numpy as np
+import pandas as pd
+
+from cure import predictions
+from cure.bootstrap import null_auroc
+from cure.cohorts.base import Cohort
+from cure.config import HeadsConfig
+from cure.embed import FEATURES
+from cure.evaluate import MIN_POSITIVES, compare, evaluate
+from cure.splits import Split
+from cure.tasks import BINARY, SUPERCLASSES
+
+#: Averages over tasks, inside each bootstrap draw and over supported tasks only.
+MACROS = {"macro": BINARY, "macro-super": SUPERCLASSES}
+#: What the seed column says on a row that averages over initialisations.
+MEAN = "mean"
+_SEED = "#"
+
+
+def heads_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
+    """All metrics of all settings: one row per initialisation, and rows with seed `mean` that average over initialisations.
+
+    The average is taken inside each draw, so its interval is right: it covers the sampling of patients, given these
+    initialisations.
+    """
+    patients = cohort.records.set_index("record_id")["patient_id"]
+    settings = {"n_draws": config.n_draws, "seed": config.seed}
+    plain = predicted.drop(columns="setting")
+    single = evaluate(plain, patients, macros=MACROS, **settings)
+    folded = _fold_seeds(plain, config.seeds)
+    averaged = evaluate(folded, patients, macros=_seed_macros(config.seeds), **settings)
+    averaged = averaged[~averaged["task"].str.contains(_SEED)].assign(seed=MEAN)
+    about = ["n", "n_pos", "n_patients", "n_pos_patients", "prevalence", "n_tasks", "supported"]
+    support = single.drop_duplicates("task").set_index("task")[about]
+    averaged[about] = support.loc[averaged["task"]].to_numpy()
+    return pd.concat([single, averaged.astype(single[about].dtypes.to_dict())], ignore_index=True)[single.columns]
+
+
+def against_features(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Paired AUROC differences to hand-crafted features under the same head; encoders averaged over initialisations.
+
+    Mean pooling only: one comparison per encoder, head and task, Holm-adjusted over the table.
+    """
+    plain = predicted.drop(columns="setting")
+    folded = _fold_seeds(plain[plain["pooling"].isin(["mean", "none"])], config.seeds)
+    comparator = {"encoder": FEATURES, "weights": "none", "pooling": "none"}
+    patients = cohort.records.set_index("record_id")["patient_id"]
+    macros = _seed_macros(config.seeds)
+    table = compare(folded, comparator, patients, seed=config.seed, macros=macros, per_task=False)
+    return table.assign(seed=MEAN, comparator=FEATURES).drop(columns=["n_pos", "n_pos_patients", "prevalence", "n_tasks"])
+
+
+def groups_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Metrics of every supported label of the label groups, and a macro row per group."""
+    macros = {g: [t for t in predicted["task"].unique() if t.split("/")[0] == g] for g in config.groups}
+    patients = cohort.records.set_index("record_id")["patient_id"]
+    plain = predicted.drop(columns="setting")
+    return evaluate(plain, patients, macros=macros, n_draws=config.n_draws, seed=config.seed)
+
+
+def null_table(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
+    """AUROC under label permutation per task: mean, spread, and the central 95 %."""
+    rows = []
+    for (encoder, task), (labels, scores) in predictions.null_scores(config, cohort, splits).items():
+        rows.append({"cohort": cohort.name, "encoder": encoder, "task": task, "metric": "auroc"})
+        rows[-1] |= null_auroc(labels.T, scores.T) | {"n_pos": int(labels[:, 0].sum())}
+    return pd.DataFrame(rows).rename(columns={"n": "n_permutations"})
+
+
+def main_rows(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """Rows of the main table: mean pooling (or features), averaged over initialisations, one metric."""
+    chosen = (table["seed"].astype(str) == MEAN) & table["pooling"].isin(["mean", "none"]) & (table["metric"] == metric)
+    return table[chosen]
+
+
+def with_label(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Add `label`: the named columns in one text, and `random` beside encoders that were never trained."""
+    text = table[columns].astype(str).agg(", ".join, axis=1)
+    return table.assign(label=text.where(table["weights"] != "random", text + " (random)"))
+
+
+def pooling_view(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """Macro score of the logistic head, encoder by pooling, averaged over initialisations; features stand alone."""
+    averaged = table["seed"].astype(str) == MEAN
+    chosen = table[averaged & (table["head"] == "logistic") & (table["task"] == "macro") & (table["metric"] == metric)]
+    wide = with_label(chosen, ["encoder"]).pivot(index="label", columns="pooling", values="value")
+    return wide[list(chosen["pooling"].unique())].rename_axis(index=None, columns=None)
+
+
+def group_view(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
+    """Macro score of every label group by encoder, with the number of labels behind it."""
+    chosen = table[(table["metric"] == metric) & table["n_tasks"].notna()]
+    text = [f"{r.value:.3f} [{r.lo:.3f}, {r.hi:.3f}]" for r in chosen.itertuples()]
+    chosen = with_label(chosen.assign(text=text), ["encoder"])
+    wide = chosen.pivot(index=["task", "n_tasks", "n"], columns="label", values="text")
+    wide = wide.reindex(chosen["task"].unique(), level=0)
+    return wide.rename_axis(index=["group", "labels", "records"], columns=None)
+
+
+def _fold_seeds(predicted: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
+    """Turn the seed into a part of the task's name, so that the average over seeds is a macro average.
+
+    What has one seed only (features) stands for itself under each.
+    """
+    once = predicted[predicted["encoder"] == FEATURES]
+    many = predicted[predicted["encoder"] != FEATURES]
+    frames = [many, *(once.assign(seed=np.int16(seed)) for seed in seeds)]
+    folded = pd.concat(frames, ignore_index=True)
+    names = folded["task"].astype(str) + _SEED + folded["seed"].astype(str)
+    return folded.assign(task=names.astype("category")).drop(columns="seed")
+
+
+def _seed_macros(seeds: list[int]) -> dict[str, list[str]]:
+    groups = {**{task: (task,) for task in BINARY}, **MACROS}
+    return {name: [f"{task}{_SEED}{seed}" for task in members for seed in seeds] for name, members in groups.items()}

@@ -1,0 +1,72 @@
+"""Resumable work: compute an array job in shards, each one file, so that an interrupted run goes on where it was."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import joblib
+import numpy as np
+
+from cure.paths import atomic
+from cure.progress import progress
+
+Arrays = dict[str, np.ndarray]
+
+
+def fingerprint(*parts: object) -> str:
+    """Short SHA-256 of anything JSON can hold, and of this package's code.
+
+    Two jobs share shards only if all that decides their result is equal: shards made before an edit are not taken up after it.
+    """
+    return hashlib.sha256(json.dumps([*parts, _code()], sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@cache
+def _code() -> str:
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def compute_shards(
+    folder: Path, n: int, size: int, compute: Callable[[np.ndarray], Arrays], *, desc: str, n_jobs: int = 1
+) -> list[Path]:
+    """Apply `compute` to rows `0..n-1` in shards of `size`; shard i of N is the file `i-of-N.npz`.
+
+    A shard that is there is not computed again: it is written aside and renamed, so a shard that exists is whole. `folder`
+    must name the job (see `fingerprint`): other inputs, other folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Scratch folder of this very job.
+    n, size : int
+        Number of rows; rows per shard.
+    compute : callable
+        Takes an int array of row positions, returns named arrays. With `n_jobs > 1` it must be picklable.
+    desc : str
+        What the progress bar says.
+    n_jobs : int
+        Worker processes; the result does not depend on it.
+
+    Returns
+    -------
+    list of Path
+        The shard files in row order; read them with `numpy.load`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+    files = [folder / f"{i:05d}-of-{len(pieces):05d}.npz" for i in range(len(pieces))]
+    missing = [(file, rows) for file, rows in zip(files, pieces, strict=True) if not file.exists()]
+    jobs = (joblib.delayed(_one)(file, rows, compute) for file, rows in missing)
+    done = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
+    for _ in progress(done, desc=desc, total=len(missing), unit="shard"):
+        continue
+    return files
+
+
+def _one(file: Path, rows: np.ndarray, compute: Callable[[np.ndarray], Arrays]) -> None:
+    arrays = compute(rows)
+    with atomic(file) as part, part.open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""Shared fixtures: a small simulated PTB-XL folder, the cohort packed from it, and a project to run stages in."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cure import config, notebooks, paths
+from cure.cohorts import ptbxl, synthetic
+from cure.cohorts.base import Cohort
+from cure.cohorts.pack import pack
+
+ROOT = Path(__file__).resolve().parents[1]
+INFO = {"name": "small", "title": "a small cohort", "source": "synthetic", "license": "MIT", "manifest": ""}
+
+
+def pack_folder(raw: Path, out: Path, scratch: Path, **settings) -> Cohort:
+    """Pack every record of a folder, as stage `prepare` does."""
+    files = {str(file.relative_to(raw)) for file in raw.glob("records*/*/*")}
+    pack(raw, ptbxl.read_metadata(raw), ptbxl.read_statements(raw), files, INFO, out, scratch, **settings)
+    return Cohort.open(out)
+
+
+@pytest.fixture(scope="session")
+def raw_folder(tmp_path_factory) -> Path:
+    """160 simulated records at 100 Hz, 20 of them also at 500 Hz, on disk as PTB-XL is. Do not write to it."""
+    folder = tmp_path_factory.mktemp("raw") / "small"
+    synthetic.write(folder, n_records=160, seed=1, max_id_500=20)
+    return folder
+
+
+@pytest.fixture
+def raw_copy(raw_folder, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(raw_folder, tmp_path / "raw"))
+
+
+@pytest.fixture(scope="session")
+def cohort(raw_folder, tmp_path_factory) -> Cohort:
+    """The packed form of `raw_folder`."""
+    folder = tmp_path_factory.mktemp("cohort")
+    return pack_folder(raw_folder, folder / "small", folder / "scratch")
+
+
+TINY = {
+    "summary": "A cohort for tests.",
+    "cohort": {"name": "tiny", "title": "320 simulated ECGs", "source": "synthetic", "split": "rotate"},
+    "download": {"n_records": 320, "max_id_500": 10, "seed": 3},
+    "prepare": {},
+    "embed": {"encoders": ["resnet1d"], "seeds": [0, 1], "poolings": ["mean", "max"], "shard_size": 100},
+    "heads": {
+        "encoders": ["resnet1d"],
+        "seeds": [0, 1],
+        "heads": ["logistic", "xgboost"],
+        "poolings": ["mean", "max"],
+        "groups": ["super"],
+        "n_draws": 200,
+        "n_permutations": 100,
+    },
+    "report": {},
+}
+
+
+def make_project(folder: Path) -> Path:
+    """A copy of what the pipeline consists of, besides the package, with profile `tiny` as the only one listed."""
+    for name in ("notebooks", "profiles", ".dvc"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+    for name in ("dvc.yaml", "runtime.lock", ".dvcignore", ".gitignore"):
+        shutil.copyfile(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "cure", folder / "cure", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "params.yaml").write_text("profiles: [tiny]\n")
+    (folder / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A project in which every stage of profile `tiny` has run. Do not write to it."""
+    from cure import report
+
+    folder = make_project(tmp_path_factory.mktemp("project"))
+    before, environment = Path.cwd(), dict(os.environ)
+    os.chdir(folder)
+    try:
+        notebooks.clean()
+        for stage in config.STAGES:
+            notebooks.run(stage, "tiny")
+        report.render("tiny")
+    finally:
+        os.chdir(before)
+        os.environ.clear()
+        os.environ.update(environment)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """An empty project with profile `tiny`, as working directory."""
+    folder = make_project(tmp_path / "project")
+    monkeypatch.chdir(folder)
+    assert paths.root() == folder
+    return folder

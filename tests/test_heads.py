@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+
+from cure import heads
+from cure.errors import CureError
+from cure.heads import Job, fit_head, out_of_fold, permuted_scores
+from cure.splits import Split, make_splits
+
+HEADS = ("logistic", "mlp", "xgboost")
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """600 records; the label depends on the first of 8 dimensions."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 8)).astype(np.float32)
+    y = x[:, 0] + 0.5 * rng.normal(size=600) > 0.5
+    order = rng.permutation(600)
+    return x, y, Split("one", order[:400], order[400:500], order[500:])
+
+
+def auroc(y, score):
+    from sklearn.metrics import roc_auc_score
+
+    return roc_auc_score(y, score)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_finds_what_was_planted(name, problem):
+    x, y, split = problem
+    fit = fit_head(name, x, y, split)
+    score = fit.score(x[split.test])
+    assert auroc(y[split.test], score) > 0.9
+    assert ((score >= 0) & (score <= 1)).all()
+    assert 0 < fit.threshold < 1
+    assert "=" in fit.setting
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_test_records_have_no_influence_on_the_fit(name, problem):
+    x, y, split = problem
+    before = fit_head(name, x, y, split)
+    changed, flipped = x.copy(), y.copy()
+    changed[split.test] *= 1000
+    flipped[split.test] = ~flipped[split.test]
+    after = fit_head(name, changed, flipped, split)
+    assert after.setting == before.setting
+    assert after.threshold == before.threshold
+    np.testing.assert_array_equal(after.score(x), before.score(x))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_validation_records_choose_and_are_not_fitted(name, problem):
+    # The scaler and the weights come from the training records: moving the validation inputs of a head whose choice they do not
+    # change must leave its scores alone.
+    x, y, split = problem
+    scale = heads.scaler().fit(x[split.train])
+    fit = fit_head(name, x, y, split)
+    if name != "xgboost":
+        np.testing.assert_array_equal(fit.estimator[0][-1].mean_, scale[-1].mean_)
+    again = fit_head(name, x, y, Split("one", split.train, split.val[:50], split.test))
+    if again.setting == fit.setting:
+        np.testing.assert_allclose(again.score(x), fit.score(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_gaps_and_empty_columns_are_survived(name, problem):
+    x, y, split = problem
+    holes = x.copy()
+    holes[::7, 2] = np.nan
+    holes[:, 5] = np.nan
+    score = fit_head(name, holes, y, split).score(holes[split.test])
+    assert np.isfinite(score).all()
+    assert auroc(y[split.test], score) > 0.9
+
+
+def test_best_threshold_maximises_f1_and_is_half_without_positives():
+    y = np.array([0, 0, 1, 0, 1, 1], bool)
+    score = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert heads.best_threshold(y, score) == 0.3  # F1 6/7; at .5 it is 4/5
+    assert heads.best_threshold(np.zeros(4, bool), np.arange(4) / 4) == 0.5
+
+
+def test_errors_name_the_head_and_the_split(problem):
+    x, y, split = problem
+    with pytest.raises(CureError, match="unknown head 'svm': choose from logistic, mlp, xgboost"):
+        fit_head("svm", x, y, split)
+    with pytest.raises(CureError, match="one: the training records hold one class only"):
+        fit_head("logistic", x, np.zeros_like(y), split)
+
+
+def test_out_of_fold_scores_every_record_once_with_a_head_that_did_not_see_it(cohort):
+    splits = make_splits(cohort.records, "rotate")
+    labels = cohort.binary()
+    chosen = [labels.names.index("NORM"), labels.names.index("MI")]
+    x = np.random.default_rng(0).normal(size=(len(cohort), 6)).astype(np.float32)
+    job = Job({"encoder": "e"}, x, "logistic", ["NORM", "MI"], labels.y[:, chosen], labels.rows)
+    record_id = cohort.records["record_id"].to_numpy()
+    table = out_of_fold([job], splits, record_id)
+    assert len(table) == 2 * len(cohort)
+    for task, rows in table.groupby("task", observed=True):
+        assert sorted(rows["record_id"]) == sorted(record_id)
+        truth = dict(zip(record_id, labels.y[:, labels.names.index(task)], strict=True))
+        assert (rows["y"] == rows["record_id"].map(truth)).all()
+        direct = fit_head("logistic", x, labels.y[:, labels.names.index(task)], splits[2])
+        mine = rows[rows["split"] == splits[2].name].set_index("record_id")["score"]
+        np.testing.assert_allclose(mine[record_id[splits[2].test]], direct.score(x[splits[2].test]), rtol=1e-5)
+
+
+def test_shuffled_labels_score_a_half(cohort):
+    from cure.bootstrap import label_permutations, null_auroc
+
+    rng = np.random.default_rng(0)
+    splits = make_splits(cohort.records, "rotate")
+    # An embedding that knows the label perfectly, so that any leak of true labels into the null would show.
+    y = cohort.binary().y[:, 0]
+    x = np.column_stack([y, rng.normal(size=(len(y), 5))]).astype(np.float32)
+    permuted = label_permutations(y, cohort.records["patient_id"].to_numpy(), 300, rng)
+    scores = permuted_scores(x, permuted.T.astype(np.float32), splits)
+    null = null_auroc(permuted, scores.T)
+    assert abs(null["mean"] - 0.5) < 0.02
+    assert null["lo"] < 0.45 < 0.55 < null["hi"]
+    honest = permuted_scores(x, y[:, None].astype(np.float32), splits)[:, 0]
+    assert auroc(y, honest) > 0.99
