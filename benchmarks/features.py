@@ -25,7 +25,7 @@ from cure.features import ecg_features
 
 
 def simulated(n: int, fs: int, rng: np.random.Generator) -> np.ndarray:
-    """Twelve-lead records of 10 s, (n, 12, 10 * fs) in mV: 16 simulated leads of 50 to 110 bpm, scaled, with own noise."""
+    """Records of 10 s, (n, 12, 10 * fs) in mV: 16 simulated leads of 50 to 110 bpm, scaled, each with its own noise."""
     leads = [
         nk.ecg_simulate(duration=10, sampling_rate=fs, heart_rate=rate, noise=0, random_state=i, method="ecgsyn")
         for i, rate in enumerate(np.linspace(50, 110, 16))

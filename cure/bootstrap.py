@@ -76,11 +76,6 @@ class Plan:
             Which column of the weights each record is, and how many there are, when they cover more records.
         ranking_only : bool
             Leave out what AUROC and AUPRC do not need.
-
-        Raises
-        ------
-        ValueError
-            Lengths differ, no record, labels other than 0/1, NaN in a score or threshold.
         """
         y, score, threshold = _checked(y, score, threshold)
         columns = np.arange(len(y)) if columns is None else np.asarray(columns)
@@ -153,8 +148,7 @@ def apply(plans: Sequence[Plan], weights: Array, names: Sequence[str] = tuple(ME
     plans : sequence of Plan
         One per score (a task, a method), all over the same `n` columns.
     weights : (draws, n) array
-        How often each record counts in each draw; integers or non-negative floats. Record-major memory (what
-        `patient_draws` returns) is read fastest.
+        How often each record counts in each draw; integers or non-negative floats.
     names : sequence of str
         Keys of `METRICS`.
 
@@ -221,8 +215,7 @@ def metrics(
 def macro(values: Array, supported: Array) -> tuple[Array, int]:
     """Average over supported tasks inside each draw: `(tasks, ...)` -> `(...)`, and how many tasks that were.
 
-    A draw that leaves one of the tasks undefined is NaN here too: averaging the others would estimate another
-    quantity.
+    A draw that leaves a task undefined is NaN here too: averaging the others would estimate something else.
     """
     supported = np.asarray(supported, bool)
     n_tasks = int(supported.sum())
@@ -237,12 +230,8 @@ def patient_draws(patient_id: Array, n_draws: int, rng: np.random.Generator) -> 
 
     A draw takes as many patients as there are, with replacement; a record counts as often as its patient was
     taken. Records of one patient are not independent, patients are (Davison & Hinkley 1997, section 3.8). The
-    draws depend on the set of patients and on `rng` only, not on the order of the records.
-
-    Returns
-    -------
-    (n_draws, n) uint8 array
-        For `patient_id` (n,); a view of record-major memory, which `apply` reads fastest.
+    draws depend on the set of patients and on `rng` only, not on the order of the records. For `patient_id`
+    (n,) the result is (n_draws, n) uint8, a view of record-major memory, which `apply` reads fastest.
     """
     patients, patient = np.unique(patient_id, return_inverse=True)
     n = len(patients)
@@ -308,8 +297,6 @@ def paired_difference(
         The metric of each method on the full sample.
     draws, reference_draws : (draws,) arrays
         Their metric in each draw, from the same weights.
-    level : float
-        Of the percentile interval.
     """
     difference = np.asarray(draws, float) - np.asarray(reference_draws, float)
     lo, hi, undefined = interval(difference, level)
@@ -340,8 +327,9 @@ def label_permutations(y: Array, patient_id: Array, n: int, rng: np.random.Gener
     A patient's labels move as one block, in record order. Shuffling single records would make the labels of
     one patient as unlike as those of strangers while their signals stay alike: the effective sample would look
     larger than it is, and the null too narrow. A block only fits a patient with as many records, so the count
-    of positives is kept, in all and per number of records. A patient whose number of records is unique keeps
-    their labels.
+    of positives is kept, in all and per number of records; a patient whose number of records is unique keeps
+    their labels. What that number alone tells about a label is thus part of the null, as it should be: the
+    question is what the signal adds.
 
     Parameters
     ----------
@@ -391,7 +379,8 @@ def null_auroc(y: Array, score: Array, level: float = 0.95) -> dict[str, float]:
     rank_sum = np.where(y, rankdata(score, axis=-1), 0).sum(axis=1)
     auroc = (rank_sum - n_pos * (n_pos + 1) / 2) / n_pairs
     lo, hi, _ = interval(auroc, level)
-    return {"mean": auroc.mean(), "sd": auroc.std(ddof=1), "lo": lo, "hi": hi, "n": len(auroc)}
+    spread = {"sd": float(auroc.std(ddof=1)), "lo": float(lo), "hi": float(hi)}
+    return {"mean": float(auroc.mean()), **spread, "n": len(auroc)}
 
 
 def _checked(y: Array, score: Array, threshold: Array | float) -> tuple[Array, Array, Array]:

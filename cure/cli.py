@@ -8,7 +8,7 @@ from cure.errors import CureError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit status. Errors that a user can put right are one message, without a traceback."""
+    """Run one command and return its exit status; errors that a user can put right come without a traceback."""
     options = _parser().parse_args(arguments)
     try:
         options.command(options)

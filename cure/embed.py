@@ -215,7 +215,7 @@ def read(folder: Path, pooling: str, cohort: Cohort) -> np.ndarray:
 
 
 def read_features(folder: Path, cohort: Cohort) -> pd.DataFrame:
-    """Hand-crafted features as a table with names, indexed by record_id; `folder` is that of the cohort's embeddings."""
+    """Hand-crafted features by record_id, with their names; `folder` is that of the cohort's embeddings."""
     values = read(folder / FEATURES, "none", cohort)
     columns = json.loads((folder / FEATURES / "columns.json").read_text())
     return pd.DataFrame(values, columns=columns, index=cohort.records["record_id"])
@@ -230,8 +230,8 @@ def measured_share(features: pd.DataFrame) -> pd.DataFrame:
 def spread(config: EmbedConfig, cohort: Cohort) -> pd.DataFrame:
     """In how many directions the records of a cohort differ, per encoder and pooling, averaged over initialisations.
 
-    The participation ratio of the eigenvalues l of the covariance of standardised embeddings, (sum l)^2 / sum l^2: 1 when all
-    records lie on a line, `dim` when they fill the space evenly.
+    The participation ratio of the eigenvalues l of the covariance of standardised embeddings, (sum l)^2 / sum l^2: 1
+    when all records lie on a line, `dim` when they fill the space evenly.
     """
     rows = []
     for one in representations(config.encoders, config.seeds):

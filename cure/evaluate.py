@@ -326,7 +326,7 @@ def _cohorts(predictions: pd.DataFrame, patients: pd.Series | pd.DataFrame | Non
     record, ids = pd.factorize(frame["record_id"], sort=True)
     patient, _ = pd.factorize(patient, sort=True)
     within = [c for c in COHORT if c in keys]
-    cohort_of_method, _ = _combinations(pd.DataFrame(names), within)
+    cohort_of_method, _ = _combinations(frame.loc[first], within)
     cohort_of_row = cohort_of_method[method]
     cohorts, column = [], np.empty(len(frame), np.intp)
     for k in range(cohort_of_row.max() + 1):
@@ -384,7 +384,7 @@ def _combinations(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[Array, A
     code = np.zeros(len(frame), np.int64)
     for column in columns:
         values, distinct = pd.factorize(frame[column])  # missing: -1
-        code, _ = pd.factorize(code * (len(distinct) + 1) + values + 1)
+        code, _ = pd.factorize(code * (len(distinct) + 1) + values)
     _, first = np.unique(code, return_index=True)
     return code, first
 

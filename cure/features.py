@@ -337,7 +337,7 @@ def delineate(beats: Float, rr_ms: Float) -> Waves:
     quiet = speed < floor + QRS_EDGE * (np.take_along_axis(speed, top, 1) - floor)
     index = np.arange(len(t))
     on = _last(_calm(quiet, 16, before=True) & (index < top) & (t > -160))
-    off = _first(_calm(quiet, 20, before=False) & (index > top) & (t < 220))
+    off = _first(_calm(quiet, 28, before=False) & (index > top) & (t < 220))
 
     x = beats - np.nan_to_num(_mean(beats, _between(on - 16, on)))[..., None]
 

@@ -32,7 +32,8 @@ def show_figure(profile: str, stage: str, name: str) -> None:
 
     plots.show(paths.stage(profile, stage) / "figures" / f"{name}.png")
     notebook = notebook_name(stage)
-    display(Markdown(f"Figure [`{name}.svg`](../../figures/{profile}/{name}.svg), drawn by [{notebook}]({notebook}.ipynb)."))
+    file = f"[`{name}.svg`](../../figures/{profile}/{name}.svg)"
+    display(Markdown(f"Figure {file}, drawn by [{notebook}]({notebook}.ipynb)."))
 
 
 def _macro(report: ReportConfig, head: str = "logistic") -> pd.DataFrame:
@@ -53,9 +54,12 @@ def headline(report: ReportConfig) -> str:
     name = METRIC_NAMES[report.metric]
     encoders = "; ".join(f"{e} {_number(row)}" for e, row in macro.drop(index=FEATURES).iterrows())
     return (
-        f"**{profile.cohort.title}** ({size['records']:,.0f} records of {size['patients']:,.0f} patients). {profile.summary}\n\n"
-        f"**Found.** A logistic head on hand-crafted ECG features reaches a macro {name} of {_number(macro.loc[FEATURES])} over "
-        f"{macro.loc[FEATURES, 'n_tasks']:.0f} binary tasks; on randomly initialised encoders it reaches: {encoders}. These two "
+        f"**{profile.cohort.title}** ({size['records']:,.0f} records of {size['patients']:,.0f} patients). "
+        f"{profile.summary}\n\n"
+        f"**Found.** A logistic head on hand-crafted ECG features reaches a macro {name} of "
+        f"{_number(macro.loc[FEATURES])} over "
+        f"{macro.loc[FEATURES, 'n_tasks']:.0f} binary tasks; on randomly initialised encoders it reaches: "
+        f"{encoders}. These two "
         "floors are what any pre-trained encoder has to beat."
     )
 
@@ -72,7 +76,8 @@ def main_result(report: ReportConfig) -> str:
     unsupported = sorted(set(main.loc[~main["supported"], "task"]))
     missing = f" Below ten positive test records, and in no average: {', '.join(unsupported)}." if unsupported else ""
     return (
-        f"Macro {METRIC_NAMES[report.metric]} of the hand-crafted features by head: {heads}. Under the logistic head their tasks span "
+        f"Macro {METRIC_NAMES[report.metric]} of the hand-crafted features by head: {heads}. Under the logistic head "
+        "their tasks span "
         f"{low['value']:.3f} ({low['task']}, {low['n_pos']:.0f} positives) to {high['value']:.3f} ({high['task']}, "
         f"{high['n_pos']:.0f} positives).{missing}"
     )
@@ -96,9 +101,11 @@ def comparison(report: ReportConfig) -> str:
         chosen = (table["encoder"] == encoder) & (table["head"] == head) & (table["task"] == "macro")
         macro = table[chosen].iloc[0]
         numbers = f"{better} | {worse} | {len(rows) - better - worse}"
-        lines.append(f"| {encoder} | {head} | {macro['value']:+.3f} [{macro['lo']:+.3f}, {macro['hi']:+.3f}] | {numbers} |")
+        difference = f"{macro['value']:+.3f} [{macro['lo']:+.3f}, {macro['hi']:+.3f}]"
+        lines.append(f"| {encoder} | {head} | {difference} | {numbers} |")
     return (
-        "Difference in AUROC to the hand-crafted features under the same head, paired over patients; a task counts as better or worse "
+        "Difference in AUROC to the hand-crafted features under the same head, paired over patients; a task counts "
+        "as better or worse "
         "at p < 0.05 after Holm's correction over the whole table. "
         + source(report.profile, "heads", "heads_vs_features")
         + "\n\n"
@@ -116,10 +123,12 @@ def null(report: ReportConfig) -> str:
     table = _table(report.profile, "heads", "null")
     widest = table.loc[table["hi"].idxmax()]
     off = (table["mean"] - 0.5).abs().max()
-    verdict = "as it must where nothing leaks" if off < 0.02 else "**which is not 0.50: labels leak, trust no score here**"
+    leak = "**which is not 0.50: labels leak, trust no score here**"
+    verdict = "as it must where nothing leaks" if off < 0.02 else leak
     return (
         f"With permuted labels a retrained linear probe scores a mean AUROC between {table['mean'].min():.3f} and "
-        f"{table['mean'].max():.3f} over tasks ({table['n_permutations'].min():.0f} permutations each), {verdict}. Chance alone "
+        f"{table['mean'].max():.3f} over tasks ({table['n_permutations'].min():.0f} permutations each), {verdict}. "
+        "Chance alone "
         f"reaches {widest['hi']:.3f} on {widest['task']} ({widest['n_pos']:.0f} positives) in its best 2.5 %. "
         + source(report.profile, "heads", "null")
     )
@@ -131,13 +140,17 @@ def limits(report: ReportConfig) -> str:
     rarest = cohort[(cohort["part"] == "all") & (cohort["variable"] == "prevalence")].sort_values("n_pos").iloc[0]
     lines = [
         config.load(report.profile).summary,
-        f"The rarest task, {rarest['task']}, has {rarest['n_pos']:.0f} positive records: its interval is wide, and small "
+        f"The rarest task, {rarest['task']}, has {rarest['n_pos']:.0f} positive records: its interval is wide, and "
+        "small "
         "differences between methods cannot be seen on it.",
-        "Intervals cover the sampling of patients, given the fitted heads and the initialisations; not refitting on other patients.",
-        "Out-of-fold scores of several outer splits are pooled where folds rotate: heads of different splits may be calibrated "
+        "Intervals cover the sampling of patients, given the fitted heads and the initialisations; not refitting on "
+        "other patients.",
+        "Out-of-fold scores of several outer splits are pooled where folds rotate: heads of different splits may be "
+        "calibrated "
         "differently, which as a rule lowers the pooled AUROC.",
         "Labels are taken as annotated, at any likelihood.",
-        "**Not run:** published foundation models, pre-training, fine-tuning, lead subsets, structure and explanation are not part of "
+        "**Not run:** published foundation models, pre-training, fine-tuning, lead subsets, structure and "
+        "explanation are not part of "
         "this version. The whole of PTB-XL is run by `make repro PROFILE=ptbxl` (about 3 GB are downloaded).",
     ]
     return "\n".join(f"* {line}" for line in lines)

@@ -1,7 +1,8 @@
 """Heads: light classifiers on frozen representations, fitted, chosen and tested on the parts of a split meant for each.
 
-A head is fitted on the training records, its regularisation, stopping point and decision threshold are chosen on the validation
-records, and the test records are scored once. Choices minimise the validation log loss: a proper score, defined for any labels.
+A head is fitted on the training records, its regularisation, stopping point and decision threshold are chosen on the
+validation records, and the test records are scored once. Choices minimise the validation log loss: a proper score,
+defined for any labels.
 """
 
 import copy
@@ -54,7 +55,7 @@ class Fit:
 
 
 def scaler() -> Pipeline:
-    """Median imputation (only features have gaps; all-gap columns become 0) and standardisation, fitted on what it is given."""
+    """Median imputation (features have gaps; columns of nothing but gaps become 0), then standardisation."""
     return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
 
 
@@ -117,7 +118,7 @@ def _logistic(
 def _mlp(
     x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, seed: int
 ) -> Iterable[tuple[Pipeline, str]]:
-    """One hidden layer of 64, Adam, stopped when the validation loss has not fallen for a while; the best epoch is kept.
+    """One hidden layer of 64, Adam, stopped when the validation loss no longer falls; the best epoch is kept.
 
     scikit-learn's own early stopping would hold out records at random, patients split in two.
     """
@@ -139,7 +140,7 @@ def _mlp(
 def _xgboost(
     x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, seed: int
 ) -> Iterable[tuple[object, str]]:
-    """Shallow trees, few columns each (a third is as good on embeddings and three times faster), stopped on validation."""
+    """Shallow trees of a third of the columns (as good on embeddings, three times faster), stopped on validation."""
     from xgboost import XGBClassifier
 
     model = XGBClassifier(
@@ -190,7 +191,8 @@ def out_of_fold(jobs: list[Job], splits: list[Split], record_id: np.ndarray, *, 
     Returns
     -------
     DataFrame
-        One row per record x task x job: the job's key, `task`, `split`, `record_id`, `y`, `score`, `threshold`, `setting`.
+        One row per record x task x job: the job's key, `task`, `split`, `record_id`, `y`, `score`, `threshold`,
+        `setting`.
     """
     units, work = [], []
     for job in jobs:
@@ -229,8 +231,8 @@ def _score(head: str, x: np.ndarray, y: np.ndarray, split: Split, seed: int) -> 
 def permuted_scores(x: np.ndarray, labels: np.ndarray, splits: list[Split], alpha: float = 1.0) -> np.ndarray:
     """Out-of-fold scores of a linear probe retrained on each of many label columns at once: for the permutation null.
 
-    A ridge probe has a closed form that all label columns share, so that hundreds of retrainings cost one decomposition per split;
-    as a linear classifier on standardised embeddings it stands for the logistic head.
+    A ridge probe has a closed form that all label columns share, so that hundreds of retrainings cost one decomposition
+    per split; as a linear classifier on standardised embeddings it stands for the logistic head.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """Notebooks as pipeline stages: clean copies in, executed and normalised copies out.
 
-`clean` strips outputs, so that running a notebook in JupyterLab changes nothing that a stage depends on. `run` executes the clean
-copy through papermill with the profile's settings and drops from the result all that differs between two equal runs.
+`clean` strips outputs, so that running a notebook in JupyterLab changes nothing that a stage depends on. `run` executes
+the clean copy through papermill with the profile's settings and drops from the result all that differs between two
+equal runs.
 """
 
 import os
@@ -28,7 +29,8 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "0",
 }
 
-#: The kernel talks over sockets in the file system where there are such: TCP would be open to every user of the machine.
+#: The kernel talks over sockets in the file system where there are such: TCP would be open to every user of the
+#: machine.
 _KERNEL = Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}})
 
 
@@ -110,8 +112,8 @@ def run(stage: str, profile: str) -> Path:
     Raises
     ------
     CureError
-        For an unknown stage or profile, a setting that does not fit, or a cell that fails: then the message says which and what, and
-        the executed part is kept for reading where DVC does not delete it.
+        For an unknown stage or profile, a setting that does not fit, or a cell that fails: then the message says which
+        and what, and the executed part is kept for reading where DVC does not delete it.
     """
     # papermill pulls in a second of imports that `cure --help` and `clean` should not pay for.
     from papermill import execute_notebook

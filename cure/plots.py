@@ -44,9 +44,10 @@ def save(figure: Figure, folder: Path, name: str, text: str, table: str | None =
     The JSON file holds the caption and the name of the table that the figure was drawn from.
     """
     target = folder / "figures"
-    for kind, options in (("png", {}), ("svg", {"metadata": {"Date": None, "Creator": None}})):
+    undated = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    for kind, metadata in undated.items():
         with atomic(target / f"{name}.{kind}") as part:
-            figure.savefig(part, format=kind, **options)
+            figure.savefig(part, format=kind, metadata=metadata)
     with atomic(target / f"{name}.json") as part:
         part.write_text(json.dumps({"caption": text, "table": table}, indent=1, ensure_ascii=False) + "\n")
     show(target / f"{name}.png")
@@ -120,7 +121,7 @@ def prevalence(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
 
 
 def distributions(values: pd.DataFrame, groups: pd.DataFrame, pairs: list[tuple[str, str, str]]) -> Figure:
-    """Measured quantities in the records with and without a label: does the signal say what the label says?
+    """Measured quantities in the records with and without a label.
 
     Parameters
     ----------
@@ -178,12 +179,12 @@ def forest(table: pd.DataFrame, null: pd.DataFrame, series: str, metric_name: st
             axes.fill_betweenx([y - 0.4, y + 0.4], row.lo, row.hi, color="#DDDDDD", linewidth=0, zorder=0)
     for i, name in enumerate(names):
         rows = table[table[series] == name]
-        y = np.array([tasks.index(task) for task in rows["task"]]) + (i - (len(names) - 1) / 2) * 0.22
+        height = np.array([tasks.index(task) for task in rows["task"]]) + (i - (len(names) - 1) / 2) * 0.22
         solid = rows["supported"].to_numpy(bool)
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        axes.hlines(y[solid], rows["lo"][solid], rows["hi"][solid], color=colour, linewidth=1.4)
-        axes.plot(rows["value"][solid], y[solid], marker, color=colour, markersize=5, label=name)
-        axes.plot(rows["value"][~solid], y[~solid], marker, color="#999999", markersize=4, fillstyle="none")
+        axes.hlines(height[solid], rows["lo"][solid], rows["hi"][solid], color=colour, linewidth=1.4)
+        axes.plot(rows["value"][solid], height[solid], marker, color=colour, markersize=5, label=name)
+        axes.plot(rows["value"][~solid], height[~solid], marker, color="#999999", markersize=4, fillstyle="none")
     counts = table.groupby("task", sort=False)["n_pos"].first()
     labels = [f"{task}  (n+ = {counts[task]:.0f})" if pd.notna(counts[task]) else task for task in tasks]
     axes.set_yticks(range(len(tasks)), labels)

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from cure import embed, tasks
+from cure.bootstrap import label_permutations
 from cure.cohorts.base import Cohort
 from cure.config import HeadsConfig
 from cure.embed import FEATURES, Representation
 from cure.errors import CureError
-from cure.bootstrap import label_permutations
 from cure.heads import Job, out_of_fold, permuted_scores
 from cure.paths import atomic
 from cure.splits import Split
@@ -41,7 +41,7 @@ def _job(config: HeadsConfig, one: Representation, pooling: str, head: str, x: n
 
 
 def binary(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
-    """Test-fold scores of the binary tasks: every head on mean pooling and features, the logistic head on every pooling."""
+    """Scores of the binary tasks: every head on mean pooling and features, the logistic head on every pooling."""
     labels = cohort.binary()
     jobs = []
     for one in embed.representations(config.encoders, config.seeds):
@@ -56,8 +56,8 @@ def binary(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataF
 def groups(config: HeadsConfig, cohort: Cohort, splits: list[Split], min_positives: int) -> pd.DataFrame:
     """Test-fold scores of the label groups: logistic head, mean pooling, the first initialisation of each encoder.
 
-    Labels with fewer than `min_positives` positive test records, or with a training part that lacks a class, are left out: by the
-    support rule they enter no average. Tasks are named `group/label`.
+    Labels with fewer than `min_positives` positive test records, or with a training part that lacks a class, are left
+    out: by the support rule they enter no average. Tasks are named `group/label`.
     """
     jobs = []
     for one, name in product(embed.representations(config.encoders, config.seeds[:1]), config.groups):
@@ -78,8 +78,8 @@ def null_scores(
 ) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
     """Retrain a linear probe on permuted labels: what the pipeline scores when there is nothing to learn.
 
-    Uses the first representation of the profile. Labels change places between patients with equally many records, over the whole
-    cohort, before the split; the probe never sees true labels.
+    Uses the first representation of the profile. Labels change places between patients with equally many records, over
+    the whole cohort, before the split; the probe never sees true labels.
 
     Returns
     -------

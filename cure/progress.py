@@ -16,8 +16,8 @@ TERMINAL = "CURE_TERMINAL"
 def progress(items: Iterable[T], desc: str = "", total: int | None = None, unit: str = "it") -> Iterator[T]:
     """Iterate over `items` behind a progress bar.
 
-    In a pipeline stage the bar goes to the terminal that `cure run` was started from, so that the executed notebook stays
-    the same from run to run; without a terminal there is no bar. In JupyterLab or a shell it is an ordinary bar.
+    In a pipeline stage the bar goes to the terminal that `cure run` was started from, so that the executed notebook
+    stays the same from run to run; without a terminal there is no bar. In JupyterLab or a shell it is an ordinary bar.
     """
     terminal = os.environ.get(TERMINAL)
     if terminal is None:

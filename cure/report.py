@@ -1,7 +1,7 @@
 """The last, cheap stage: publish what the stages made, and turn it into the pages that a reviewer opens.
 
-Writes `tables/`, `figures/`, `reports/`, `results/predictions/` and `site/` of one profile, each whole or not at all. The pages
-need no network: styles are inline, pictures are files beside them or inside the notebook.
+Writes `tables/`, `figures/`, `reports/`, `results/predictions/` and `site/` of one profile, each whole or not at all.
+The pages need no network: styles are inline, pictures are files beside them or inside the notebook.
 """
 
 import re
@@ -15,9 +15,10 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
-from cure import config, findings, paths, plots, resources, scores, tables
+from cure import config, findings, paths, plots, resources, tables
 from cure.config import ReportConfig
 from cure.errors import CureError
+from cure.evaluate import MIN_POSITIVES
 
 _MAIN_FIGURE = ("heads", "heads_auroc")
 
@@ -115,7 +116,7 @@ def _index(report: ReportConfig) -> dict:
         "cohort_table": _html(cohort.rename_axis("").reset_index()),
         "metric": findings.METRIC_NAMES[report.metric],
         "n_draws": config.parameters("heads", profile)["n_draws"],
-        "min_positives": scores.MIN_POSITIVES,
+        "min_positives": MIN_POSITIVES,
     }
 
 

@@ -1,7 +1,8 @@
 """`dvc repro` of a single profile.
 
-DVC reads the list of profiles from `params.yaml`, and only from there. To run another profile than those listed without leaving a
-changed file behind, the list is replaced for the duration of the run and put back, also after an error or Ctrl-C.
+DVC reads the list of profiles from `params.yaml`, and only from there. To run another profile than those listed without
+leaving a changed file behind, the list is replaced for the duration of the run and put back, also after an error or
+Ctrl-C.
 """
 
 import os

@@ -1,6 +1,7 @@
 """What a stage cost: wall and CPU seconds and peak memory, beside the machine they were measured on.
 
-Timings differ from run to run. They are written outside everything that DVC hashes, and joined into a table only by the last stage.
+Timings differ from run to run. They are written outside everything that DVC hashes, and joined into a table only by the
+last stage.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Score tables of the heads study: per initialisation, averaged over initialisations, against a comparator, under permuted labels."""
+"""Score tables of the heads study: per initialisation and averaged, against a comparator, under permuted labels."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from cure.bootstrap import null_auroc
 from cure.cohorts.base import Cohort
 from cure.config import HeadsConfig
 from cure.embed import FEATURES
-from cure.evaluate import MIN_POSITIVES, compare, evaluate
+from cure.evaluate import compare, evaluate
 from cure.splits import Split
 from cure.tasks import BINARY, SUPERCLASSES
 
@@ -20,17 +20,17 @@ _SEED = "#"
 
 
 def heads_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
-    """All metrics of all settings: one row per initialisation, and rows with seed `mean` that average over initialisations.
+    """All metrics of all settings: one row per initialisation, and rows with seed `mean` that average over them.
 
     The average is taken inside each draw, so its interval is right: it covers the sampling of patients, given these
     initialisations.
     """
     patients = cohort.records.set_index("record_id")["patient_id"]
-    settings = {"n_draws": config.n_draws, "seed": config.seed}
     plain = predicted.drop(columns="setting")
-    single = evaluate(plain, patients, macros=MACROS, **settings)
+    single = evaluate(plain, patients, macros=MACROS, n_draws=config.n_draws, seed=config.seed)
     folded = _fold_seeds(plain, config.seeds)
-    averaged = evaluate(folded, patients, macros=_seed_macros(config.seeds), **settings)
+    macros = _seed_macros(config.seeds)
+    averaged = evaluate(folded, patients, macros=macros, n_draws=config.n_draws, seed=config.seed)
     averaged = averaged[~averaged["task"].str.contains(_SEED)].assign(seed=MEAN)
     about = ["n", "n_pos", "n_patients", "n_pos_patients", "prevalence", "n_tasks", "supported"]
     support = single.drop_duplicates("task").set_index("task")[about]
@@ -49,12 +49,14 @@ def against_features(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFram
     patients = cohort.records.set_index("record_id")["patient_id"]
     macros = _seed_macros(config.seeds)
     table = compare(folded, comparator, patients, seed=config.seed, macros=macros, per_task=False)
-    return table.assign(seed=MEAN, comparator=FEATURES).drop(columns=["n_pos", "n_pos_patients", "prevalence", "n_tasks"])
+    return table.assign(seed=MEAN, comparator=FEATURES).drop(
+        columns=["n_pos", "n_pos_patients", "prevalence", "n_tasks"]
+    )
 
 
 def groups_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
     """Metrics of every supported label of the label groups, and a macro row per group."""
-    macros = {g: [t for t in predicted["task"].unique() if t.split("/")[0] == g] for g in config.groups}
+    macros = {str(g): [t for t in predicted["task"].unique() if t.split("/")[0] == g] for g in config.groups}
     patients = cohort.records.set_index("record_id")["patient_id"]
     plain = predicted.drop(columns="setting")
     return evaluate(plain, patients, macros=macros, n_draws=config.n_draws, seed=config.seed)
@@ -64,8 +66,8 @@ def null_table(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.D
     """AUROC under label permutation per task: mean, spread, and the central 95 %."""
     rows = []
     for (encoder, task), (labels, scores) in predictions.null_scores(config, cohort, splits).items():
-        rows.append({"cohort": cohort.name, "encoder": encoder, "task": task, "metric": "auroc"})
-        rows[-1] |= null_auroc(labels.T, scores.T) | {"n_pos": int(labels[:, 0].sum())}
+        name = {"cohort": cohort.name, "encoder": encoder, "task": task, "metric": "auroc"}
+        rows.append({**name, **null_auroc(labels.T, scores.T), "n_pos": int(labels[:, 0].sum())})
     return pd.DataFrame(rows).rename(columns={"n": "n_permutations"})
 
 

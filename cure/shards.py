@@ -18,7 +18,8 @@ Arrays = dict[str, np.ndarray]
 def fingerprint(*parts: object) -> str:
     """Short SHA-256 of anything JSON can hold, and of this package's code.
 
-    Two jobs share shards only if all that decides their result is equal: shards made before an edit are not taken up after it.
+    Two jobs share shards only if all that decides their result is equal: shards made before an edit are not taken up
+    after it.
     """
     return hashlib.sha256(json.dumps([*parts, _code()], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -34,8 +35,8 @@ def compute_shards(
 ) -> list[Path]:
     """Apply `compute` to rows `0..n-1` in shards of `size`; shard i of N is the file `i-of-N.npz`.
 
-    A shard that is there is not computed again: it is written aside and renamed, so a shard that exists is whole. `folder`
-    must name the job (see `fingerprint`): other inputs, other folder.
+    A shard that is there is not computed again: it is written aside and renamed, so a shard that exists is whole.
+    `folder` must name the job (see `fingerprint`): other inputs, other folder.
 
     Parameters
     ----------

@@ -34,8 +34,8 @@ class Split:
 _SCHEMES: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {
     # PTB-XL's own: 9 and 10 hold records that a human validated.
     "official": [((10,), (9,))],
-    # Small cohorts: fold 10 alone would hold a handful of positives. Every record is tested exactly once, by heads that saw
-    # neither it nor its patient.
+    # Small cohorts: fold 10 alone would hold a handful of positives. Every record is tested exactly once, by heads that
+    # saw neither it nor its patient.
     "rotate": [((k, k + 1), ((k + 1) % 10 + 1, (k + 2) % 10 + 1)) for k in (1, 3, 5, 7, 9)],
 }
 

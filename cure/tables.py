@@ -50,8 +50,8 @@ def cohort_table(cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Tidy: `cohort, part, variable, task, value, n, n_pos, n_patients`. Ages over 89 are masked in the source: they count in `n` but
-        not in the age quantiles.
+        Tidy: `cohort, part, variable, task, value, n, n_pos, n_patients`. Ages over 89 are masked in the source: they
+        count in `n` but not in the age quantiles.
     """
     labels = cohort.binary()
     rows = []

@@ -3,9 +3,9 @@
 Label rule, everywhere: a record is positive for a statement when the statement is *listed*, whatever its likelihood.
 PTB-XL gives rhythm statements likelihood 0, so that a `> 0` filter would erase atrial fibrillation.
 
-Two kinds of task. A **binary task** is one statement or one diagnostic superclass against the rest: a record that does not
-list it is negative, and all records take part. A **label group** is multi-label: only records that list at least one statement
-of the group take part (the convention of the PTB-XL benchmark, Strodthoff et al. 2021).
+Two kinds of task. A **binary task** is one statement or one diagnostic superclass against the rest: a record that does
+not list it is negative, and all records take part. A **label group** is multi-label: only records that list at least
+one statement of the group take part (the convention of the PTB-XL benchmark, Strodthoff et al. 2021).
 """
 
 from dataclasses import dataclass

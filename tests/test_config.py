@@ -13,7 +13,7 @@ def test_every_profile_is_valid_for_every_stage(profile):
 
 
 def test_an_unknown_profile_names_the_known_ones():
-    with pytest.raises(CureError, match="unknown profile 'demmo'.*demo"):
+    with pytest.raises(CureError, match=r"unknown profile 'demmo'.*demo"):
         config.load("demmo")
 
 
@@ -24,7 +24,11 @@ def test_a_mistyped_setting_names_itself_and_its_profile():
 
 @pytest.mark.parametrize(
     ("setting", "value", "complaint"),
-    [("poolings", ["median"], "'mean', 'max', 'min' or 'last'"), ("seeds", [], "at least 1"), ("batch_size", 0, "greater")],
+    [
+        ("poolings", ["median"], "'mean', 'max', 'min' or 'last'"),
+        ("seeds", [], "at least 1"),
+        ("batch_size", 0, "greater"),
+    ],
 )
 def test_a_wrong_value_says_what_is_allowed(setting, value, complaint):
     settings = {"encoders": ["resnet1d"], "seeds": [0], "poolings": ["mean"], setting: value}

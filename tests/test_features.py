@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cure.features import LEADS, ecg_features, median_beats, unmeasurable
@@ -63,7 +63,7 @@ def measure(*records, fs=500, **kwargs):
     return ecg_features(np.stack(records), fs, **kwargs)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     rate=st.floats(45, 105),
     pr=st.floats(125, 230),
@@ -72,6 +72,7 @@ def measure(*records, fs=500, **kwargs):
     fs=st.sampled_from([100, 250, 400, 500, 1000]),
 )
 def test_known_intervals_are_found(rate, pr, qrs, qt, fs):
+    assume(60000 / rate - pr > qt + 20)  # a P wave inside the T wave has no onset to find
     found = measure(ecg(fs, rate=rate, pr=pr, qrs=qrs, qt=qt), fs=fs).iloc[0]
     assert found.heart_rate_bpm == pytest.approx(rate, abs=1)
     assert found.pr_ms == pytest.approx(pr, abs=20)

@@ -14,7 +14,7 @@ def problem():
     """600 records; the label depends on the first of 8 dimensions."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 8)).astype(np.float32)
-    y = x[:, 0] + 0.5 * rng.normal(size=600) > 0.5
+    y = x[:, 0] + 0.3 * rng.normal(size=600) > 0.5
     order = rng.permutation(600)
     return x, y, Split("one", order[:400], order[400:500], order[500:])
 
@@ -51,8 +51,8 @@ def test_test_records_have_no_influence_on_the_fit(name, problem):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_validation_records_choose_and_are_not_fitted(name, problem):
-    # The scaler and the weights come from the training records: moving the validation inputs of a head whose choice they do not
-    # change must leave its scores alone.
+    # The scaler and the weights come from the training records: other validation records that lead to the same choice
+    # must leave the scores alone.
     x, y, split = problem
     scale = heads.scaler().fit(x[split.train])
     fit = fit_head(name, x, y, split)

@@ -1,4 +1,4 @@
-"""Bad records are listed with their reason, bad folders stop the stage, and a failed run leaves the old store as it was."""
+"""Bad records are listed with their reason, bad folders stop the stage, a failed run leaves the old store alone."""
 
 import json
 
@@ -119,7 +119,7 @@ def test_too_many_bad_records_stop_the_stage_and_leave_the_old_store(raw_copy, t
     before = pack_folder(raw_copy, out, tmp_path / "scratch").records
     for record in range(1, 20):
         (raw_copy / "records100" / "00000" / f"{record:05d}_lr.dat").write_bytes(b"")
-    with pytest.raises(CureError, match="19 of 160 records .* more than max_excluded = 0.02 .*1: "):
+    with pytest.raises(CureError, match=r"19 of 160 records .* more than max_excluded = 0.02 .*1: "):
         pack_folder(raw_copy, out, tmp_path / "scratch", chunk_size=64)
     pd.testing.assert_frame_equal(Cohort.open(out).records, before)
 

@@ -44,7 +44,7 @@ def test_rotation_validates_on_other_folds_than_it_tests():
 def test_a_patient_in_two_folds_is_an_error_that_names_the_patient():
     table = records(list(range(1, 11)))
     table.loc[0, "fold"] = 10
-    with pytest.raises(CureError, match="patients are in both .*the first is 0"):
+    with pytest.raises(CureError, match=r"patients are in both .*the first is 0"):
         make_splits(table, "official")
 
 

@@ -77,7 +77,8 @@ class Cohort:
         if not (folder / "cohort.json").is_file():
             profile = folder.parent.name
             raise CureError(
-                f"no prepared cohort at data/cohorts/{profile}/{folder.name}: make it with `make repro PROFILE={profile}`"
+                f"no prepared cohort at data/cohorts/{profile}/{folder.name}: make it with `make repro "
+                f"PROFILE={profile}`"
             )
         records = pd.read_parquet(folder / "records.parquet")
         missing = [name for name in RECORD_COLUMNS if name not in records]

@@ -5,20 +5,59 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import wfdb
 
-from cure.cohorts.base import LEADS, RECORD_COLUMNS, RESOLUTION_MV
+from cure import paths
+from cure.cohorts import ptbxl
+from cure.cohorts.base import LEADS, RECORD_COLUMNS, RESOLUTION_MV, Cohort
+from cure.config import PrepareConfig
+from cure.download import read_manifest, sha256_file, verify_manifest
 from cure.errors import CureError
 from cure.paths import atomic
 from cure.shards import Arrays, compute_shards, fingerprint
 
 SECONDS = 10
+_LICENSES = {"ptbxl": ptbxl.LICENSE, "synthetic": "MIT"}
 #: WFDB format 16 marks an invalid sample so.
 _INVALID = -32768
 #: An int16 sample this large sits at the recorder's rail.
 _RAIL = 32767
+
+
+def prepare(config: PrepareConfig) -> Cohort:
+    """Pack the records that the manifest lists into the cohort store, and open it.
+
+    Raises
+    ------
+    CureError
+        If files of the manifest are gone or changed, or too many records are unusable.
+    """
+    source, profile = config.cohort.source, config.profile
+    raw, manifest = paths.raw(source, profile), read_manifest(paths.manifest(profile))
+    verify_manifest(raw, manifest)
+    info = {
+        "name": config.cohort.name,
+        "title": config.cohort.title,
+        "source": source,
+        "license": _LICENSES[source],
+        "manifest": sha256_file(paths.manifest(profile)),
+    }
+    pack(
+        raw,
+        ptbxl.read_metadata(raw),
+        ptbxl.read_statements(raw),
+        set(manifest["path"]),
+        info,
+        config.cohort_folder,
+        paths.scratch(profile, "prepare"),
+        chunk_size=config.chunk_size,
+        max_excluded=config.max_excluded,
+        n_jobs=joblib.cpu_count(),
+    )
+    return Cohort.open(config.cohort_folder)
 
 
 def pack(
@@ -47,8 +86,8 @@ def pack(
     files : set of str
         Relative paths that belong to the study: the manifest's.
     info : dict
-        `name`, `title`, `source`, `license` and `manifest` (SHA-256 of the manifest) for `cohort.json`. The hash keeps chunks
-        of other files from being taken for these.
+        `name`, `title`, `source`, `license` and `manifest` (SHA-256 of the manifest) for `cohort.json`. The hash keeps
+        chunks of other files from being taken for these.
     out, scratch : Path
         The store, and where finished chunks wait when a run is interrupted.
     chunk_size : int

@@ -16,7 +16,7 @@ from cure.errors import CureError
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What an encoder wants to be fed. The interface belongs to the model, so it is applied in one place, from its spec.
+    """What an encoder wants to be fed. The interface belongs to the model: it is applied in one place, from its spec.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class InputSpec:
         return x
 
     def source_rates(self, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
-        """Return the stored rate in Hz that each record is read at: the encoder's own where there is one, else its highest.
+        """Stored rate in Hz that each record is read at: the encoder's own where there is one, else its highest.
 
         Below `fs` a record is upsampled: it holds no more than its source did.
         """

@@ -16,7 +16,7 @@ def names() -> list[str]:
 
 
 def check(chosen: Iterable[str]) -> None:
-    """Raise a CureError that names the first unknown encoder and the known ones; costs nothing, so it can come first."""
+    """Raise a CureError that names the first unknown encoder and the known ones."""
     for name in chosen:
         if name not in _ENCODERS:
             raise CureError(f"unknown encoder {name!r}: choose from {', '.join(names())} (cure/models/registry.py)")

@@ -1,18 +1,13 @@
-"""Stages `download` and `prepare`: find or make the raw records, then pack them."""
+"""Stage `download`: find, fetch or simulate the raw records of a profile."""
 
-import joblib
 import pandas as pd
 import wfdb
 
 from cure import paths
 from cure.cohorts import ptbxl, synthetic
-from cure.cohorts.base import Cohort
-from cure.cohorts.pack import pack
-from cure.config import DownloadConfig, PrepareConfig
-from cure.download import read_manifest, sha256_file, verify_manifest, write_manifest
+from cure.config import DownloadConfig
+from cure.download import write_manifest
 from cure.errors import CureError
-
-_LICENSES = {"ptbxl": ptbxl.LICENSE, "synthetic": "MIT"}
 
 
 def acquire(config: DownloadConfig) -> pd.DataFrame:
@@ -32,7 +27,9 @@ def acquire(config: DownloadConfig) -> pd.DataFrame:
     folder = paths.raw(source, config.profile)
     if source == "synthetic":
         if config.n_records is None:
-            raise CureError(f"profiles/{config.profile}.yaml: download.n_records is missing; a synthetic cohort needs a size")
+            raise CureError(
+                f"profiles/{config.profile}.yaml: download.n_records is missing; a synthetic cohort needs a size"
+            )
         synthetic.write(folder, n_records=config.n_records, seed=config.seed, max_id_500=config.max_id_500)
     manifest = ptbxl.acquire(
         folder,
@@ -43,39 +40,6 @@ def acquire(config: DownloadConfig) -> pd.DataFrame:
     )
     write_manifest(manifest, paths.manifest(config.profile))
     return manifest
-
-
-def prepare(config: PrepareConfig) -> Cohort:
-    """Pack the records that the manifest lists into the cohort store, and open it.
-
-    Raises
-    ------
-    CureError
-        If files of the manifest are gone or changed, or too many records are unusable.
-    """
-    source, profile = config.cohort.source, config.profile
-    raw, manifest = paths.raw(source, profile), read_manifest(paths.manifest(profile))
-    verify_manifest(raw, manifest)
-    info = {
-        "name": config.cohort.name,
-        "title": config.cohort.title,
-        "source": source,
-        "license": _LICENSES[source],
-        "manifest": sha256_file(paths.manifest(profile)),
-    }
-    pack(
-        raw,
-        ptbxl.read_metadata(raw),
-        ptbxl.read_statements(raw),
-        set(manifest["path"]),
-        info,
-        config.cohort_folder,
-        paths.scratch(profile, "prepare"),
-        chunk_size=config.chunk_size,
-        max_excluded=config.max_excluded,
-        n_jobs=joblib.cpu_count(),
-    )
-    return Cohort.open(config.cohort_folder)
 
 
 def first_record(config: DownloadConfig, manifest: pd.DataFrame) -> wfdb.Record:

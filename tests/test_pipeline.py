@@ -1,0 +1,205 @@
+"""The pipeline's promises: declared dependencies, byte-identical reruns, profiles that leave each other alone."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from conftest import ROOT, TINY, make_project
+
+from cure import config, notebooks, repro
+from cure.errors import CureError
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def modules_of(source: str, package: str = "") -> set[str]:
+    """Files of `cure` that some code imports, directly or not, wherever in the file the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] != "cure":
+                continue
+            for depth in range(1, len(parts) + 1):
+                path = ROOT.joinpath(*parts[:depth])
+                file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+                if file.is_file():
+                    found.add(str(file.relative_to(ROOT)))
+    return found
+
+
+def closure(source: str) -> set[str]:
+    todo, done = modules_of(source), set()
+    while todo:
+        file = todo.pop()
+        done.add(file)
+        todo |= modules_of((ROOT / file).read_text()) - done
+    return done
+
+
+def code_of(stage: str) -> str:
+    if stage == "render":
+        return (ROOT / "cure/report.py").read_text()
+    notebook = nbformat.read(ROOT / "notebooks" / notebooks.file_name(stage), as_version=4)
+    cells = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return cells + "\nimport cure.notebooks"  # what executes it and normalises its output
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "clean"])
+def test_a_stage_depends_on_exactly_the_modules_that_it_imports(stage):
+    declared = {dep for dep in STAGES[stage]["deps"] if dep.startswith("cure/") and dep.endswith(".py")}
+    assert declared == closure(code_of(stage)) | ({"cure/report.py"} if stage == "render" else set())
+    assert "runtime.lock" in STAGES[stage]["deps"]
+
+
+def test_dependencies_that_are_not_modules_are_declared():
+    assert "cure/cohorts/scp_statements.csv" in STAGES["download"]["deps"]
+    assert "cure/templates" in STAGES["render"]["deps"]
+
+
+def test_dvc_knows_every_stage_its_notebook_and_its_settings():
+    assert list(STAGES) == ["clean", *config.STAGES, "render"]
+    for stage in config.STAGES:
+        assert f"data/notebooks/{notebooks.file_name(stage)}" in STAGES[stage]["deps"]
+        (params,) = STAGES[stage]["params"]
+        assert {"cohort", stage} <= set(params["profiles/${item.profile}.yaml"])
+
+
+def test_only_demo_runs_by_default():
+    assert yaml.safe_load((ROOT / "params.yaml").read_text())["profiles"] == ["demo"]
+
+
+def test_another_profile_is_listed_for_the_length_of_a_run_only(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text("# mine\nprofiles: [demo]\n")
+    with pytest.raises(KeyboardInterrupt), repro.only("tiny", file):
+        assert yaml.safe_load(file.read_text())["profiles"] == ["tiny"]
+        raise KeyboardInterrupt
+    assert file.read_text() == "# mine\nprofiles: [demo]\n"
+    with repro.only("demo", file):
+        assert file.read_text().startswith("# mine")
+
+
+def test_repro_of_an_unknown_profile_fails_before_anything_runs(project):
+    with pytest.raises(CureError, match="unknown profile 'nope'"):
+        repro.repro("nope")
+    assert (project / "params.yaml").read_text() == "profiles: [tiny]\n"
+    broken = {**TINY, "report": {"metrik": "auroc"}}
+    (project / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(broken))
+    with pytest.raises(CureError, match="metrik"):
+        repro.repro("tiny")
+
+
+# --- end to end, with DVC ---------------------------------------------------------------------------------
+
+
+def dvc(folder: Path, *arguments: str, check: bool = True) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["dvc", *arguments], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    return subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory) -> Path:
+    """A git checkout in which `dvc repro` has run once on the tiny cohort."""
+    folder = make_project(tmp_path_factory.mktemp("dvc"))
+    git(folder, "init", "-q")
+    dvc(folder, "repro")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "reproduced")
+    return folder
+
+
+@pytest.mark.long
+def test_nothing_to_do_runs_nothing(reproduced):
+    said = dvc(reproduced, "repro")
+    assert "Running stage 'clean'" in said
+    assert said.count("Running stage") == 1
+    assert git(reproduced, "status", "--porcelain") == ""
+
+
+@pytest.mark.long
+def test_a_forced_rerun_leaves_the_lock_byte_identical(reproduced):
+    before = (reproduced / "dvc.lock").read_bytes()
+    said = dvc(reproduced, "repro", "--force")
+    assert said.count("Running stage") == len(STAGES)
+    assert (reproduced / "dvc.lock").read_bytes() == before
+    assert git(reproduced, "status", "--porcelain") == ""
+
+
+@pytest.mark.long
+def test_a_clean_clone_reproduces_the_same_bytes(reproduced, tmp_path):
+    git(tmp_path, "clone", "-q", str(reproduced), "clone")
+    dvc(tmp_path / "clone", "repro")
+    assert git(tmp_path / "clone", "status", "--porcelain") == ""
+
+
+@pytest.mark.long
+def test_an_executed_notebook_makes_nothing_stale(reproduced):
+    file = reproduced / "notebooks" / "05_heads.ipynb"
+    clean = file.read_bytes()
+    shutil.copyfile(reproduced / "reports" / "tiny" / "05_heads.ipynb", file)
+    executed = nbformat.read(file, as_version=4)
+    executed.cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    executed.metadata["widgets"] = {"some": "state"}
+    nbformat.write(executed, file)
+    assert file.read_bytes() != clean
+    said = dvc(reproduced, "repro")
+    assert said.count("Running stage") == 1
+    file.write_bytes(clean)
+
+
+@pytest.mark.long
+def test_another_profile_leaves_the_first_ones_entries_and_outputs_alone(reproduced):
+    before = yaml.safe_load((reproduced / "dvc.lock").read_text())["stages"]
+    other = {**TINY, "download": {**TINY["download"], "seed": 4}}
+    (reproduced / "profiles" / "other.yaml").write_text(yaml.safe_dump(other))
+    table = (reproduced / "tables/tiny/heads.csv").read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "cure.cli", "repro", "--profile", "other"], cwd=reproduced, check=False
+    )
+    assert done.returncode == 0
+    after = yaml.safe_load((reproduced / "dvc.lock").read_text())["stages"]
+    assert {name: after[name] for name in before} == before
+    assert "heads@other" in after
+    assert (reproduced / "tables/tiny/heads.csv").read_bytes() == table
+    assert (reproduced / "tables/other/heads.csv").read_bytes() != table
+    assert (reproduced / "params.yaml").read_text() == "profiles: [tiny]\n"
+    assert dvc(reproduced, "repro").count("Running stage") == 1
+
+
+@pytest.mark.long
+def test_a_failing_stage_says_where_and_the_next_run_goes_on(reproduced):
+    file = reproduced / "profiles" / "tiny.yaml"
+    good = file.read_text()
+    file.write_text(yaml.safe_dump({**TINY, "embed": {**TINY["embed"], "encoders": ["resnet2d"]}}))
+    lock = (reproduced / "dvc.lock").read_bytes()
+    said = dvc(reproduced, "repro", check=False)
+    assert "stage embed of profile tiny failed in cell" in said
+    assert "unknown encoder 'resnet2d'" in said
+    failed = reproduced / "data/scratch/tiny/notebooks/04_embed.ipynb"
+    assert "unknown encoder" in failed.read_text()
+    assert (reproduced / "dvc.lock").read_bytes() == lock
+    file.write_text(good)
+    assert dvc(reproduced, "repro").count("Running stage") <= 2
+    assert git(reproduced, "status", "--porcelain", "--untracked-files=no") == ""
