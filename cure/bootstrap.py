@@ -328,8 +328,8 @@ def label_permutations(y: Array, patient_id: Array, n: int, rng: np.random.Gener
     one patient as unlike as those of strangers while their signals stay alike: the effective sample would look
     larger than it is, and the null too narrow. A block only fits a patient with as many records, so the count
     of positives is kept, in all and per number of records; a patient whose number of records is unique keeps
-    their labels. What that number alone tells about a label is thus part of the null, as it should be: the
-    question is what the signal adds.
+    their labels. What that number alone tells about a label is thus part of the null, which for scores that were
+    not refitted need not centre on 0.5 exactly.
 
     Parameters
     ----------

@@ -304,7 +304,7 @@ def _cohorts(predictions: pd.DataFrame, patients: pd.Series | pd.DataFrame | Non
     keys = [c for c in frame.columns if c not in PREDICTION]
     method, first = _combinations(frame, keys)
     named = frame.loc[first, keys].to_dict("records")
-    names = [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in named]
+    names = [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in named] or [{}]
     task, tasks = pd.factorize(frame["task"])
     patient = _patients(frame, patients)
 

@@ -15,6 +15,7 @@ from cure.cohorts.base import Cohort
 from cure.config import HeadsConfig
 from cure.embed import FEATURES, Representation
 from cure.errors import CureError
+from cure.evaluate import MIN_POSITIVES
 from cure.heads import Job, out_of_fold, permuted_scores
 from cure.paths import atomic
 from cure.splits import Split
@@ -53,10 +54,10 @@ def binary(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataF
     return out_of_fold(jobs, splits, cohort.records["record_id"].to_numpy(), seed=config.seed)
 
 
-def groups(config: HeadsConfig, cohort: Cohort, splits: list[Split], min_positives: int) -> pd.DataFrame:
+def groups(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
     """Test-fold scores of the label groups: logistic head, mean pooling, the first initialisation of each encoder.
 
-    Labels with fewer than `min_positives` positive test records, or with a training part that lacks a class, are left
+    Labels with fewer than `MIN_POSITIVES` positive test records, or with a training part that lacks a class, are left
     out: by the support rule they enter no average. Tasks are named `group/label`.
     """
     jobs = []
@@ -64,7 +65,7 @@ def groups(config: HeadsConfig, cohort: Cohort, splits: list[Split], min_positiv
         labels = cohort.group(name)
         own = [split.restrict(labels.rows) for split in splits]
         tested = np.concatenate([split.test for split in own])
-        enough = labels.y[tested].sum(axis=0) >= min_positives
+        enough = labels.y[tested].sum(axis=0) >= MIN_POSITIVES
         for split in own:
             enough &= labels.y[split.train].any(axis=0) & ~labels.y[split.train].all(axis=0)
         names = [f"{name}/{label}" for label, keep in zip(labels.names, enough, strict=True) if keep]

@@ -5,6 +5,9 @@ from scipy import signal as sps
 
 from cure.errors import CureError
 
+#: Order of the leads of every array in this project.
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+
 
 def highpass(x: np.ndarray, fs: float, cutoff: float) -> np.ndarray:
     """Remove baseline wander: second-order Butterworth, forward and backward (zero phase).

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from cure import heart
 from cure.heart import ELECTRODES, ST, VENTRICLE, WAVES, P, T
+from cure.signals import LEADS
 
 Floats = NDArray[np.floating]
 
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 CHUNK = 16  # records rendered at once: the working set stays near the cache
 
 INFERIOR, CHEST, LATERAL = ("II", "III", "aVF"), LEADS[6:], ("I", "aVL", "V5", "V6")

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cure.features import LEADS, ecg_features, median_beats, unmeasurable
+from cure.beats import median_beats
+from cure.features import ecg_features, unmeasurable
+from cure.signals import LEADS
 
 #: Weights of the chest leads V1..V6 for each wave of the synthetic beat.
 CHEST = {

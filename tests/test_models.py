@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from cure import models
-from cure.cohorts.base import LEADS
 from cure.errors import CureError
 from cure.models import InputSpec
+from cure.signals import LEADS
 
 
 @pytest.mark.parametrize("name", models.names())

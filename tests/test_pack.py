@@ -9,8 +9,9 @@ import wfdb
 from conftest import INFO, pack_folder
 
 from cure.cohorts import pack, ptbxl
-from cure.cohorts.base import LEADS, RECORD_COLUMNS, Cohort
+from cure.cohorts.base import RECORD_COLUMNS, Cohort
 from cure.errors import CureError
+from cure.signals import LEADS
 
 
 def rewrite(raw, record_id, samples=None, fs=100, names=None, gain=1000.0):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cure import heart, simulate
-from cure.simulate import LEADS
+from cure.signals import LEADS
 
 FS = 500
 

@@ -70,7 +70,7 @@ def test_header_is_written_as_ptbxl_writes_it(cohort):
     lines = (cohort / "records100/00000/00001_lr.hea").read_text().splitlines()
     assert lines[0] == "00001_lr 12 100 1000" and len(lines) == 13
     assert lines[1].startswith("00001_lr.dat 16 1000.0(0)/mV 16 0 ") and lines[1].endswith(" 0 I")
-    assert [line.split()[-1] for line in lines[1:]] == synthetic.LEADS
+    assert [line.split()[-1] for line in lines[1:]] == synthetic.LEAD_NAMES
     data = wfdb.rdrecord(str(cohort / "records100/00000/00001_lr"), physical=False)
     for k, line in enumerate(lines[1:]):
         initial, checksum = (int(v) for v in line.split()[5:7])
@@ -83,7 +83,7 @@ def test_records_are_those_of_wrsamp(tmp_path):
         (tmp_path / name).mkdir()
     synthetic.write_record(tmp_path / "a/00001_lr", signal, 100)
     wfdb.wrsamp(
-        "00001_lr", fs=100, units=["mV"] * 12, sig_name=synthetic.LEADS, fmt=["16"] * 12, adc_gain=[1000.0] * 12,
+        "00001_lr", fs=100, units=["mV"] * 12, sig_name=synthetic.LEAD_NAMES, fmt=["16"] * 12, adc_gain=[1000.0] * 12,
         baseline=[0] * 12, d_signal=signal.T, write_dir=str(tmp_path / "b"),
     )  # fmt: skip
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")

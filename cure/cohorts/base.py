@@ -23,8 +23,6 @@ import pandas as pd
 from cure import tasks
 from cure.errors import CureError
 
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
-
 #: Millivolts per stored unit.
 RESOLUTION_MV = 0.001
 

@@ -12,12 +12,13 @@ import wfdb
 
 from cure import paths
 from cure.cohorts import ptbxl
-from cure.cohorts.base import LEADS, RECORD_COLUMNS, RESOLUTION_MV, Cohort
+from cure.cohorts.base import RECORD_COLUMNS, RESOLUTION_MV, Cohort
 from cure.config import PrepareConfig
 from cure.download import read_manifest, sha256_file, verify_manifest
 from cure.errors import CureError
 from cure.paths import atomic
 from cure.shards import Arrays, compute_shards, fingerprint
+from cure.signals import LEADS
 
 SECONDS = 10
 _LICENSES = {"ptbxl": ptbxl.LICENSE, "synthetic": "MIT"}

@@ -22,10 +22,11 @@ from scipy.signal import resample_poly
 
 from cure import heart, simulate
 from cure.progress import progress
+from cure.signals import LEADS
 
 SECONDS = 10.0
 DEMOGRAPHY = ["age", "sex", "weight", "date"]  # of a record; the simulator does not know them
-LEADS = ["I", "II", "III", "AVR", "AVL", "AVF", "V1", "V2", "V3", "V4", "V5", "V6"]  # as PTB-XL writes them
+LEAD_NAMES = [lead.upper() for lead in LEADS]  # as PTB-XL writes them
 STATEMENTS = Path(__file__).with_name("scp_statements.csv")
 LICENSE = """Synthetic electrocardiograms made by cure.cohorts.synthetic. No patient is behind any of them.
 MIT License: use, copy, change and pass them on as you like, without warranty of any kind.
@@ -376,7 +377,7 @@ def write_record(path: Path, microvolts: NDArray[np.int16], fs: int) -> None:
         "adc_zero": 0, "block_size": 0,
     }  # fmt: skip
     record = wfdb.Record(
-        record_name=path.name, n_sig=12, fs=fs, sig_len=len(signal), d_signal=signal, sig_name=LEADS,
+        record_name=path.name, n_sig=12, fs=fs, sig_len=len(signal), d_signal=signal, sig_name=LEAD_NAMES,
         init_value=signal[0].tolist(), **{name: [value] * 12 for name, value in per_lead.items()},
     )  # fmt: skip
     record.checksum = record.calc_checksum()

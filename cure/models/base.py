@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cure import signals
-from cure.cohorts.base import LEADS, Cohort
+from cure.cohorts.base import Cohort
 from cure.errors import CureError
+from cure.signals import LEADS
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+import ast
+import json
+
+import nbformat
+import pytest
+from conftest import ROOT
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from cure import config, notebooks
+from cure.errors import CureError
+
+FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def code_cells(file):
+    return [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_notebooks_call_show_and_say(file):
+    notebook = nbformat.read(file, as_version=4)
+    cells = code_cells(file)
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith(f"# {file.stem[:2]} · ")
+    assert len(notebook.cells) <= 30
+    assert sum(len(cell.source.splitlines()) for cell in cells) <= 120
+    for cell in cells:
+        assert not cell.outputs, "outputs are stripped"
+        assert len(cell.source.splitlines()) <= 15
+        kinds = (ast.For, ast.While, ast.If, ast.FunctionDef, ast.ClassDef, ast.Try)
+        assert not any(isinstance(node, kinds) for node in ast.walk(ast.parse(cell.source))), cell.source
+
+
+@pytest.mark.parametrize("stage", config.STAGES)
+def test_defaults_of_the_parameters_cell_are_the_demo_profiles(stage):
+    cells = [
+        c
+        for c in code_cells(ROOT / "notebooks" / notebooks.file_name(stage))
+        if "parameters" in c.metadata.get("tags", [])
+    ]
+    (cell,) = cells
+    written = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+    assert written == config.parameters(stage, "demo")
+
+
+def executed():
+    cell = new_code_cell(
+        "print(1)", execution_count=3, metadata={"papermill": {"duration": 1.2}, "tags": ["parameters"]}
+    )
+    cell.outputs = [
+        new_output("stream", name="stdout", text="a"),
+        new_output("stream", name="stderr", text="warning"),
+        new_output("stream", name="stdout", text="b\n"),
+    ]
+    notebook = new_notebook(cells=[new_markdown_cell("# t"), cell])
+    notebook.metadata = {"papermill": {"start": "now"}, "language_info": {"name": "python", "version": "3.11.7"}}
+    return notebook
+
+
+def test_two_equal_runs_normalise_to_the_same_bytes():
+    one, two = executed(), executed()
+    two.cells[1].outputs = [new_output("stream", name="stdout", text="ab\n")]
+    two.cells[1].id = "random-id"
+    two.metadata["papermill"] = {"start": "later"}
+    assert nbformat.writes(notebooks.normalised(one)) == nbformat.writes(notebooks.normalised(two))
+    text = nbformat.writes(one)
+    assert "papermill" not in text
+    assert "3.11.7" not in text
+    assert "warning" not in text
+    assert one.cells[1].outputs[0].text == "ab\n"
+    assert one.cells[1].metadata["tags"] == ["parameters"]
+
+
+def test_clean_copies_do_not_change_when_a_notebook_is_executed(project):
+    notebooks.clean()
+    copy = project / "data" / "notebooks" / "05_heads.ipynb"
+    before = copy.read_bytes()
+    source = project / "notebooks" / "05_heads.ipynb"
+    notebook = nbformat.read(source, as_version=4)
+    for cell in notebook.cells:
+        cell.metadata["collapsed"] = True
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [new_output("stream", name="stdout", text="x")], 7
+    nbformat.write(notebook, source)
+    notebooks.clean()
+    assert copy.read_bytes() == before
+    source.write_text(source.read_text().replace("n_draws = 1000", "n_draws = 500"))
+    notebooks.clean()
+    assert copy.read_bytes() != before
+
+
+def test_a_broken_notebook_is_named(project):
+    (project / "notebooks" / "05_heads.ipynb").write_text("{}")
+    with pytest.raises(CureError, match=r"notebooks/05_heads.ipynb is not a valid notebook"):
+        notebooks.clean()
+
+
+def test_running_what_does_not_exist_says_what_does(project):
+    with pytest.raises(CureError, match="unknown stage 'head': choose one of download, prepare"):
+        notebooks.run("head", "tiny")
+    with pytest.raises(CureError, match=r"no clean copy data/notebooks/04_embed.ipynb: make it with `cure clean`"):
+        notebooks.run("embed", "tiny")
+
+
+def test_a_failing_cell_is_named_and_kept_and_nothing_is_half_written(project):
+    notebooks.clean()
+    with pytest.raises(CureError) as caught:
+        notebooks.run("embed", "tiny")  # nothing was prepared
+    text = str(caught.value)
+    assert "stage embed of profile tiny failed in cell [" in text
+    assert "no prepared cohort at data/cohorts/tiny/tiny: make it with `make repro PROFILE=tiny`" in text
+    assert "data/scratch/tiny/notebooks/04_embed.ipynb" in text
+    kept = json.loads((project / "data/scratch/tiny/notebooks/04_embed.ipynb").read_text())
+    assert any("CureError" in json.dumps(cell.get("outputs", "")) for cell in kept["cells"])
+    assert not (project / "data/stages/tiny/embed/notebook.ipynb").exists()
+    assert not (project / "results/resources/tiny/embed.json").exists()

@@ -1,0 +1,102 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from cure import scores, tables
+from cure.config import HeadsConfig
+from cure.embed import FEATURES
+from cure.tasks import BINARY
+
+
+@pytest.fixture(scope="module")
+def config():
+    return HeadsConfig(
+        profile="demo",
+        encoders=["e"],
+        seeds=[0, 1],
+        heads=["logistic"],
+        poolings=["mean"],
+        groups=["super"],
+        n_draws=300,
+        n_permutations=100,
+    )
+
+
+@pytest.fixture(scope="module")
+def predicted(cohort):
+    """Made-up scores: features informative, two initialisations of an encoder less so; one task has 4 positives."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for task in BINARY:
+        y = rng.random(len(cohort)) < 0.3
+        if task == "CLBBB":
+            y[:] = False
+            y[:4] = True
+        methods = (FEATURES, "none", 0, 1.0), ("e", "random", 0, 2.0), ("e", "random", 1, 3.0)
+        for encoder, weights, seed, noise in methods:
+            score = 1 / (1 + np.exp(-(y + noise * rng.normal(size=len(y)))))
+            key = {"cohort": "small", "protocol": "sound", "encoder": encoder, "weights": weights, "head": "logistic"}
+            key |= {"pooling": "none" if encoder == FEATURES else "mean", "seed": np.int16(seed)}
+            row = {"task": task, "split": "s", "record_id": cohort.records["record_id"], "y": y, "score": score}
+            frames.append(pd.DataFrame({**key, **row, "threshold": 0.5, "setting": "C=1"}))
+    return pd.concat(frames, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def table(config, cohort, predicted):
+    return scores.heads_table(config, cohort, predicted)
+
+
+def pick(table, **wanted):
+    for column, value in wanted.items():
+        table = table[table[column].astype(str) == str(value)]
+    (row,) = table.to_dict("records")
+    return row
+
+
+def test_a_row_is_what_scikit_learn_says(table, predicted):
+    row = pick(table, encoder="e", seed=1, task="AFIB", metric="auroc")
+    chosen = predicted[(predicted["encoder"] == "e") & (predicted["seed"] == 1) & (predicted["task"] == "AFIB")]
+    assert row["value"] == pytest.approx(roc_auc_score(chosen["y"], chosen["score"]))
+    assert row["lo"] < row["value"] < row["hi"]
+    assert row["n_pos"] == chosen["y"].sum()
+
+
+def test_the_mean_over_initialisations_is_their_mean_with_a_narrower_interval(table):
+    one, two, mean = (pick(table, encoder="e", seed=s, task="MI", metric="auroc") for s in (0, 1, scores.MEAN))
+    assert mean["value"] == pytest.approx((one["value"] + two["value"]) / 2)
+    assert mean["hi"] - mean["lo"] < max(one["hi"] - one["lo"], two["hi"] - two["lo"])
+    assert (mean["n"], mean["n_pos"], mean["n_patients"]) == (one["n"], one["n_pos"], one["n_patients"])
+
+
+def test_features_stand_for_themselves(table):
+    once, mean = (pick(table, encoder=FEATURES, seed=s, task="macro", metric="auprc") for s in (0, scores.MEAN))
+    for column in ("value", "lo", "hi", "n_tasks"):
+        assert once[column] == pytest.approx(mean[column])
+
+
+def test_a_task_without_support_has_no_interval_and_enters_no_macro(table):
+    row = pick(table, encoder="e", seed=scores.MEAN, task="CLBBB", metric="auroc")
+    assert not row["supported"]
+    assert np.isnan(row["lo"])
+    macro = pick(table, encoder="e", seed=scores.MEAN, task="macro", metric="auroc")
+    wanted = {"encoder": "e", "seed": scores.MEAN, "metric": "auroc"}
+    others = [pick(table, task=task, **wanted)["value"] for task in BINARY if task != "CLBBB"]
+    assert macro["n_tasks"] == len(BINARY) - 1
+    assert macro["value"] == pytest.approx(np.mean(others))
+    view = tables.score_view(scores.main_rows(table), ["encoder", "head"])
+    assert view["CLBBB"].iloc[0].startswith("(")
+    assert "[" in view["AFIB"].iloc[0]
+
+
+def test_differences_to_the_features_are_those_of_the_table(config, cohort, predicted, table):
+    compared = scores.against_features(config, cohort, predicted)
+    row = pick(compared, encoder="e", task="HYP", metric="auroc")
+    mine = pick(table, encoder="e", seed=scores.MEAN, task="HYP", metric="auroc")["value"]
+    theirs = pick(table, encoder=FEATURES, seed=scores.MEAN, task="HYP", metric="auroc")["value"]
+    assert row["value"] == pytest.approx(mine - theirs)
+    assert row["reference"] == pytest.approx(theirs)
+    assert row["lo"] < row["value"] < row["hi"]
+    assert (compared["p_holm"].dropna() >= compared["p"].dropna()).all()
+    assert set(compared["encoder"]) == {"e"}
