@@ -99,7 +99,7 @@ def best_threshold(y: np.ndarray, score: np.ndarray) -> float:
 
 
 def _loss(estimator: object, x: np.ndarray, y: np.ndarray) -> float:
-    p = np.clip(estimator.predict_proba(x)[:, 1], 1e-12, 1 - 1e-12)  # type: ignore[attr-defined]
+    p = estimator.predict_proba(x)[:, 1].astype(float).clip(1e-12, 1 - 1e-12)  # type: ignore[attr-defined]
     return float(-np.log(np.where(y, p, 1 - p)).mean())
 
 

@@ -115,7 +115,7 @@ def prevalence(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
     axes.barh([f"{titles[task]} ({task})" for task in rows["task"]], 100 * rows["value"], color=COLOURS[0])
     for y, (value, count) in enumerate(zip(rows["value"], rows["n_pos"], strict=True)):
         axes.text(100 * value + 0.6, y, f"{count:,}", va="center", fontsize=8)
-    axes.set_xlabel(f"share of {rows['n'].iloc[0]:,} records (%); beside the bar: number of positive records")
+    axes.set_xlabel(f"share of {rows['n'].iloc[0]:,} records (%), and number")
     axes.margins(x=0.08)
     return figure
 
@@ -131,27 +131,19 @@ def distributions(values: pd.DataFrame, groups: pd.DataFrame, pairs: list[tuple[
         Same rows, a column per label.
     pairs : list of (quantity, label, axis text)
     """
-    figure = Figure(figsize=(10, 2.9), layout="constrained")
+    import seaborn as sns
+
+    figure = Figure(figsize=(11, 3.1), layout="constrained")
     for axes, (quantity, label, text) in zip(figure.subplots(1, len(pairs)), pairs, strict=True):
-        for i, (name, chosen) in enumerate((("rest", ~groups[label]), (label, groups[label]))):
-            measured = values.loc[chosen.to_numpy(), quantity].dropna()
-            low, high = np.percentile(values[quantity].dropna(), [0.5, 99.5])
-            bins = np.linspace(low, high, 41)
-            weights = np.full(len(measured), 100 / max(len(measured), 1))
-            style = {"histtype": "stepfilled", "alpha": 0.45} if i == 0 else {"histtype": "step", "linewidth": 1.8}
-            colour = COLOURS[6] if i == 0 else COLOURS[1]
-            axes.hist(
-                measured.clip(low, high),
-                bins,
-                weights=weights,
-                color=colour,
-                label=f"{name} (n={len(measured):,})",
-                **style,
-            )
-        axes.set_xlabel(text)
-        axes.set_title(label)
-        axes.legend(fontsize=7, loc="upper right")
-    figure.axes[0].set_ylabel("share of the group's records (%)")
+        low, high = np.percentile(values[quantity].dropna(), [0.5, 99.5])
+        chosen = groups[label].to_numpy()
+        for name, rows, colour, filled in (("rest", ~chosen, COLOURS[6], True), (label, chosen, COLOURS[1], False)):
+            measured = values.loc[rows, quantity].dropna().clip(low, high)
+            name = f"{name}, n = {len(measured):,}"
+            sns.kdeplot(x=measured, ax=axes, color=colour, fill=filled, clip=(low, high), label=name, linewidth=1.6)
+        axes.set(xlabel=text, ylabel="", yticks=[])
+        axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=0.2)
+    figure.axes[0].set_ylabel("density")
     return figure
 
 

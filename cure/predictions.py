@@ -79,8 +79,10 @@ def null_scores(
 ) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
     """Retrain a linear probe on permuted labels: what the pipeline scores when there is nothing to learn.
 
-    Uses the first representation of the profile. Labels change places between patients with equally many records, over
-    the whole cohort, before the split; the probe never sees true labels.
+    Uses the first representation of the profile. Labels change places between patients with equally many records and in
+    the same part of the splits, so that prevalence per part stays what stratification made it. (Where it is free to
+    vary, a test part with few positives meets a probe trained on many, and pooled scores fall below 0.50.) The probe
+    never sees true labels.
 
     Returns
     -------
@@ -93,9 +95,12 @@ def null_scores(
     labels = cohort.binary()
     tested = np.concatenate([split.test for split in splits])
     patients = cohort.records["patient_id"].to_numpy()
+    parts = [splits[0].train, splits[0].val, splits[0].test] if len(splits) == 1 else [split.test for split in splits]
     result = {}
     for task, y in zip(labels.names, labels.y.T, strict=True):
-        permuted = label_permutations(y, patients, config.n_permutations, rng).T
+        permuted = np.empty((len(y), config.n_permutations), bool)
+        for part in parts:
+            permuted[part] = label_permutations(y[part], patients[part], config.n_permutations, rng).T
         result[one.encoder, task] = permuted[tested], permuted_scores(x, permuted.astype(np.float32), splits)[tested]
     return result
 
@@ -104,7 +109,15 @@ def save(predictions: pd.DataFrame, folder: Path, name: str) -> None:
     """Write `<folder>/predictions/<name>-<encoder>.parquet`, one file per encoder."""
     for encoder, frame in predictions.groupby("encoder", observed=True):
         with atomic(folder / "predictions" / f"{name}-{encoder}.parquet") as part:
-            frame.to_parquet(part, index=False, compression="zstd")
+            others = [name for name in frame if name != "score"]
+            frame.to_parquet(
+                part,
+                index=False,
+                compression="zstd",
+                compression_level=19,
+                use_dictionary=others,
+                use_byte_stream_split=["score"],  # floats do not repeat, but their high bytes do: a third smaller
+            )
 
 
 def load(folder: Path, name: str) -> pd.DataFrame:
