@@ -5,24 +5,24 @@ PYTHON ?= python3
 PROFILE ?= demo
 
 VENV := .venv
+BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: repro test test-all lint env lab lock
 repro: $(READY)
-	python -m cure.cli repro --profile "$(PROFILE)"
+	$(BIN)/python -m cure.cli repro --profile "$(PROFILE)"
 
 test: $(READY)
-	python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long"
 
 test-all: $(READY)
-	python -m pytest
+	$(BIN)/python -m pytest
 
 lint: $(READY)
-	ruff check . && ruff format --check . && mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 lab: $(READY)
-	jupyter lab
+	$(BIN)/jupyter lab
 
 env: $(READY)
 
@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] in ((3, 11), (3, 12), (3, 13)) else \
 	    f"CURE needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}: try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[lab,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[lab,dev]'
 	touch $@
 
 # Maintainers, after editing pyproject.toml (needs uv): both lock files from one resolution.

@@ -321,7 +321,7 @@ def holm(p_values: Array) -> Array:
 # --- permutation null ------------------------------------------------------------------------------
 
 
-def label_permutations(y: Array, patient_id: Array, n: int, rng: np.random.Generator) -> Array:
+def label_permutations(y: Array, patient_id: Array, n: int, rng: np.random.Generator, min_patients: int = 1) -> Array:
     """Labels moved between patients that have the same number of records.
 
     A patient's labels move as one block, in record order. Shuffling single records would make the labels of
@@ -339,11 +339,18 @@ def label_permutations(y: Array, patient_id: Array, n: int, rng: np.random.Gener
     n : int
         Number of permutations; the returned array has one more axis, of this length, in front.
     rng : numpy.random.Generator
+    min_patients : int
+        Numbers of records that fewer patients share are permuted record by record: blocks with nowhere to go would keep
+        their true labels, and a probe would learn from them.
     """
     y, patient_id = np.asarray(y), np.asarray(patient_id)
     if len(y) != len(patient_id):
         raise ValueError(f"{len(y)} labels for {len(patient_id)} patient ids")
     _, patient, size = np.unique(patient_id, return_inverse=True, return_counts=True)
+    rare = np.bincount(size)[size] < min_patients
+    if rare.any():
+        apart = np.where(rare[patient], len(size) + np.arange(len(y)), patient)
+        _, patient, size = np.unique(apart, return_inverse=True, return_counts=True)
     by_patient = np.argsort(patient, kind="stable")
     start = np.cumsum(size) - size
     source = np.tile(np.arange(len(y)), (n, 1))

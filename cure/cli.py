@@ -1,7 +1,6 @@
 """Command line: `cure run STAGE --profile P`, `cure clean`, `cure render --profile P`, `cure repro --profile P`."""
 
 import argparse
-import os
 import sys
 
 from cure.errors import CureError
@@ -51,8 +50,6 @@ def _clean(_: argparse.Namespace) -> None:
 
 
 def _render(options: argparse.Namespace) -> None:
-    # Before matplotlib or nbconvert look at the clock.
-    os.environ.setdefault("SOURCE_DATE_EPOCH", "1767225600")
     from cure import report
 
     report.render(options.profile)

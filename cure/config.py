@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -32,7 +32,13 @@ class CohortConfig(_Strict):
 class StageConfig(_Strict):
     """What every stage knows: its profile, and through it the cohort."""
 
+    stage: ClassVar[str]
     profile: str
+
+    @property
+    def output(self) -> Path:
+        """Folder of this stage's tables, figures and predictions; see `cure.paths.output`."""
+        return paths.output(paths.stage(self.profile, self.stage), self.stage)
 
     @property
     def cohort(self) -> CohortConfig:
@@ -53,8 +59,10 @@ class StageConfig(_Strict):
 class DownloadConfig(StageConfig):
     """Stage `download`: where raw records come from and which of them the study takes."""
 
+    stage = "download"
+
     n_records: int | None = Field(None, ge=50, le=98_000, description="size of a synthetic cohort")
-    max_id_100: int | None = Field(None, ge=0, description="highest ecg_id taken at 100 Hz; null takes all")
+    max_id_100: int | None = Field(None, ge=1, description="highest ecg_id taken at 100 Hz; null takes all")
     max_id_500: int | None = Field(None, ge=0, description="highest ecg_id taken at 500 Hz; null takes all, 0 none")
     fetch: bool = Field(True, description="get missing PTB-XL files from PhysioNet; false studies what is there")
     seed: int = Field(0, ge=0, description="seed of the synthetic cohort")
@@ -63,12 +71,21 @@ class DownloadConfig(StageConfig):
 class PrepareConfig(StageConfig):
     """Stage `prepare`: from WFDB files to the packed cohort store."""
 
+    stage = "prepare"
+
     chunk_size: int = Field(256, ge=1, description="records read per resumable chunk")
     max_excluded: float = Field(0.02, ge=0, le=1, description="stop when a larger share of records is unusable")
+
+    @property
+    def cohort_folder(self) -> Path:
+        """Folder that this stage writes the store to."""
+        return paths.output(super().cohort_folder, self.stage)
 
 
 class EmbedConfig(StageConfig):
     """Stage `embed`: frozen encoders and hand-crafted features, applied once to every record."""
+
+    stage = "embed"
 
     encoders: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1, description="initialisations of each randomly initialised encoder")
@@ -77,9 +94,16 @@ class EmbedConfig(StageConfig):
     shard_size: int = Field(512, ge=1, description="records per resumable shard")
     threads: int = Field(2, ge=1, description="fixed, because sums differ between thread counts")
 
+    @property
+    def embeddings_folder(self) -> Path:
+        """Folder that this stage writes embeddings to."""
+        return paths.output(super().embeddings_folder, self.stage)
+
 
 class HeadsConfig(StageConfig):
     """Stage `heads`: light classifiers on frozen representations."""
+
+    stage = "heads"
 
     encoders: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
@@ -96,7 +120,9 @@ class HeadsConfig(StageConfig):
 class ReportConfig(StageConfig):
     """Stage `report`: the paper in one notebook."""
 
-    metric: Literal["auroc", "auprc"] = Field("auroc", description="metric of the main table and figure")
+    stage = "report"
+
+    metric: Literal["auroc", "auprc"] = Field("auroc", description="metric of the headline and the main table")
 
 
 class Profile(_Strict):

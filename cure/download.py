@@ -326,7 +326,7 @@ def write_manifest(df: pd.DataFrame, path: Path) -> None:
 
 def read_manifest(path: Path) -> pd.DataFrame:
     """Read what `write_manifest` wrote; raise CureError when it is missing or something else."""
-    again = "Run `dvc repro download` to make it."
+    again = f"Run `cure run download --profile {path.parent.name}` to make it."
     if not path.is_file():
         raise CureError(f"There is no manifest {path}. {again}")
     try:
@@ -360,7 +360,7 @@ def verify_manifest(folder: Path, df: pd.DataFrame, *, deep: bool = False) -> No
     if found:
         raise CureError(
             f"Files in {folder} are not those of the manifest: {'; '.join(found)}. Restore them, "
-            "or accept what is there with `dvc repro --force download`."
+            "or accept what is there: `cure run download --profile PROFILE`, then `make repro PROFILE=PROFILE`."
         )
 
 

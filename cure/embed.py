@@ -27,6 +27,7 @@ from cure.paths import atomic
 from cure.shards import Arrays, compute_shards, fingerprint
 
 FEATURES = "ecg-features"
+MAIN_FEATURES = ("heart_rate_bpm", "rr_cv", "pr_ms", "qrs_ms", "qt_ms", "qrs_axis_deg")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Representation:
     def folder(self) -> str:
         """Name of its folder below the cohort's embeddings."""
         return self.encoder if self.encoder == FEATURES else f"{self.encoder}-{self.weights}-{self.seed}"
+
+    @property
+    def contaminated(self) -> str:
+        """Whether the weights have seen the evaluation cohort: untrained weights and formulas have seen none."""
+        return "no"
 
 
 def representations(encoders: list[str], seeds: list[int]) -> list[Representation]:
@@ -66,13 +72,13 @@ def embed_all(config: EmbedConfig, cohort: Cohort) -> pd.DataFrame:
         row = {"encoder": one.encoder, "weights": one.weights, "seed": one.seed}
         if one.encoder == FEATURES:
             features = extract_features(cohort, out, scratch, shard_size=config.shard_size)
-            row |= {"parameters": 0, "dim": features.shape[1], "poolings": "none", "sha256": ""}
+            row |= {"parameters": 0, "dim": features.shape[1], "poolings": "none", "license": "MIT", "sha256": ""}
         else:
             encoder = models.load(one.encoder, one.weights, one.seed)
             extract(cohort, encoder, list(config.poolings), out, scratch, label=one.folder, **sizes)
             row |= {"parameters": encoder.n_parameters(), "dim": encoder.dim, "poolings": ", ".join(config.poolings)}
-            row |= {"sha256": encoder.weights_sha256()[:12]}
-        rows.append(row)
+            row |= {"license": encoder.license, "sha256": encoder.weights_sha256()[:12]}
+        rows.append({**row, "contaminated": one.contaminated})
     return pd.DataFrame(rows)
 
 
@@ -149,7 +155,7 @@ def extract(
                 raise CureError(f"{label}: the {name} embedding of record {record_id[rows[bad][0]]} is not finite")
         return arrays
 
-    job = scratch / fingerprint(sha, spec, poolings, cohort.info, shard_size)
+    job = scratch / fingerprint(sha, spec, poolings, cohort.info, shard_size, batch_size, torch.get_num_threads())
     shards = compute_shards(job, len(cohort), shard_size, compute, desc=label)
     arrays = {name: np.concatenate([np.load(shard)[name] for shard in shards]) for name in poolings}
     about = {"record_id": record_id, "weights_sha256": sha, "input_spec": spec}
@@ -207,11 +213,17 @@ def read(folder: Path, pooling: str, cohort: Cohort) -> np.ndarray:
     """
     file = folder / f"{pooling}.npy"
     if not file.is_file():
-        raise CureError(f"no {pooling} embedding in {folder.name}: run the embed stage with it (`dvc repro embed`)")
+        raise CureError(
+            f"no {pooling} embedding in {folder.name}: list the pooling in the profile, then {_again(folder)}"
+        )
     manifest = pd.read_parquet(folder / "manifest.parquet")
     if not manifest["record_id"].equals(cohort.records["record_id"]):
-        raise CureError(f"{folder.name} holds other records than cohort '{cohort.name}': run `dvc repro -f embed`")
+        raise CureError(f"{folder.name} holds other records than cohort '{cohort.name}': run {_again(folder)}")
     return np.load(file)
+
+
+def _again(folder: Path) -> str:
+    return f"`cure run embed --profile {folder.parents[1].name}`"
 
 
 def read_features(folder: Path, cohort: Cohort) -> pd.DataFrame:
@@ -221,10 +233,16 @@ def read_features(folder: Path, cohort: Cohort) -> pd.DataFrame:
     return pd.DataFrame(values, columns=columns, index=cohort.records["record_id"])
 
 
+def main_features(features: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """Features that have a name in every clinic, beside the labels that are about them; one row per record."""
+    labels = cohort.listed[["SBRAD", "STACH", "1AVB", "CRBBB", "AFIB"]]
+    return features[list(MAIN_FEATURES)].join(labels).reset_index()
+
+
 def measured_share(features: pd.DataFrame) -> pd.DataFrame:
     """In what share of the records each of the main features could be measured."""
-    main = [name for name in ("heart_rate_bpm", "pr_ms", "qrs_ms", "qt_ms", "qrs_axis_deg") if name in features]
-    return pd.DataFrame({"feature": main, "measured": features[main].notna().mean().to_numpy(), "n": len(features)})
+    share = features[list(MAIN_FEATURES)].notna().mean()
+    return pd.DataFrame({"feature": share.index, "measured": share.to_numpy(), "n": len(features)})
 
 
 def spread(config: EmbedConfig, cohort: Cohort) -> pd.DataFrame:

@@ -26,7 +26,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "TQDM_DISABLE": "0",
 }
 
 #: The kernel talks over sockets in the file system where there are such: TCP would be open to every user of the
@@ -41,8 +40,6 @@ def file_name(stage: str) -> str:
 
 def clean() -> list[Path]:
     """Write a copy of every notebook without outputs and run metadata to `data/notebooks/`.
-
-    A copy whose content did not change is left alone.
 
     Raises
     ------
@@ -125,7 +122,9 @@ def run(stage: str, profile: str) -> Path:
     source = paths.root() / "data" / "notebooks" / file_name(stage)
     if not source.is_file():
         raise CureError(f"no clean copy data/notebooks/{source.name}: make it with `cure clean`")
-    os.environ.update(ENVIRONMENT, **{progress.TERMINAL: _terminal()})
+    if _is_stale(source):
+        print(f"cure: notebooks/{source.name} was edited after `cure clean`; running the older copy", file=sys.stderr)
+    os.environ.update(ENVIRONMENT, **{progress.TERMINAL: _terminal(), paths.STAGE: stage})
     out = paths.stage(profile, stage)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -153,6 +152,11 @@ def run(stage: str, profile: str) -> Path:
         nbformat.write(normalised(nbformat.read(attempt, as_version=4)), part)
     attempt.unlink()
     return result
+
+
+def _is_stale(copy: Path) -> bool:
+    edited = stripped(nbformat.read(paths.root() / "notebooks" / copy.name, as_version=4))
+    return edited != nbformat.read(copy, as_version=4)
 
 
 def _terminal() -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 #: Environment variable of each raw source: the folder of a local copy.
 RAW_VARIABLES = {"ptbxl": "CURE_PTBXL_DIR"}
+#: Environment variable that names the pipeline stage a kernel runs for; unset in JupyterLab.
+STAGE = "CURE_STAGE"
 
 
 def root() -> Path:
@@ -20,6 +22,17 @@ def root() -> Path:
         if (folder / "dvc.yaml").is_file() and (folder / "profiles").is_dir():
             return folder
     return Path(__file__).resolve().parents[1]
+
+
+def output(path: Path, stage: str) -> Path:
+    """Where `stage` writes what the pipeline keeps at `path`, a folder or file below `data/`.
+
+    In a pipeline run that is `path`. In JupyterLab or a shell it is the same place below `data/interactive/`, so that a
+    reader who changes a parameter never changes what DVC tracks.
+    """
+    if os.environ.get(STAGE) == stage:
+        return path
+    return root() / "data" / "interactive" / path.relative_to(root() / "data")
 
 
 def raw(source: str, profile: str) -> Path:
@@ -43,9 +56,9 @@ def cohort(profile: str, name: str) -> Path:
     return root() / "data" / "cohorts" / profile / name
 
 
-def embeddings(profile: str, cohort_name: str, encoder: str = "") -> Path:
-    """Embeddings of one cohort, or of one encoder on it."""
-    return root() / "data" / "embeddings" / profile / cohort_name / encoder
+def embeddings(profile: str, cohort_name: str) -> Path:
+    """Embeddings of one cohort."""
+    return root() / "data" / "embeddings" / profile / cohort_name
 
 
 def stage(profile: str, name: str) -> Path:
@@ -68,6 +81,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write a file or a folder to; rename it onto `path` on success.
 
     On any error the temporary is removed and what was at `path` stays as it was, so nothing half-written is ever seen.
+    A file is replaced in one step; a folder in two, and put back if the second fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -77,7 +91,11 @@ def atomic(path: Path) -> Iterator[Path]:
             # A folder cannot be renamed onto a non-empty one.
             retired = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(retired)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except OSError:
+                retired.rename(path)
+                raise
             shutil.rmtree(retired)
         else:
             temporary.replace(path)

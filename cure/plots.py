@@ -120,25 +120,23 @@ def prevalence(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
     return figure
 
 
-def distributions(values: pd.DataFrame, groups: pd.DataFrame, pairs: list[tuple[str, str, str]]) -> Figure:
+def distributions(table: pd.DataFrame, pairs: list[tuple[str, str, str]]) -> Figure:
     """Measured quantities in the records with and without a label.
 
     Parameters
     ----------
-    values : DataFrame
-        One row per record, a column per quantity.
-    groups : boolean DataFrame
-        Same rows, a column per label.
+    table : DataFrame
+        One row per record, a column per quantity and a boolean one per label.
     pairs : list of (quantity, label, axis text)
     """
     import seaborn as sns
 
     figure = Figure(figsize=(11, 3.1), layout="constrained")
     for axes, (quantity, label, text) in zip(figure.subplots(1, len(pairs)), pairs, strict=True):
-        low, high = np.percentile(values[quantity].dropna(), [0.5, 99.5])
-        chosen = groups[label].to_numpy()
+        low, high = np.percentile(table[quantity].dropna(), [0.5, 99.5])
+        chosen = table[label].to_numpy()
         for name, rows, colour, filled in (("rest", ~chosen, COLOURS[6], True), (label, chosen, COLOURS[1], False)):
-            measured = values.loc[rows, quantity].dropna().clip(low, high)
+            measured = table.loc[rows, quantity].dropna().clip(low, high)
             name = f"{name}, n = {len(measured):,}"
             sns.kdeplot(x=measured, ax=axes, color=colour, fill=filled, clip=(low, high), label=name, linewidth=1.6)
         axes.set(xlabel=text, ylabel="", yticks=[])

@@ -3,6 +3,7 @@
 Every table is computed from predictions. They are Parquet, one file per encoder: one row per record x task x setting.
 """
 
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from cure.evaluate import MIN_POSITIVES
 from cure.heads import Job, out_of_fold, permuted_scores
 from cure.paths import atomic
 from cure.splits import Split
+
+#: Patients that must share a number of records for their labels to be permuted in blocks.
+_MIN_BLOCKS = 10
 
 
 def _read(config: HeadsConfig, cohort: Cohort, one: Representation, pooling: str) -> np.ndarray:
@@ -37,13 +41,26 @@ def _job(config: HeadsConfig, one: Representation, pooling: str, head: str, x: n
         "leads": "12",
         "fraction": np.float32(1),
         "seed": np.int16(one.seed),
+        "contaminated": one.contaminated,
     }
     return Job(key, x, head, labels.names, labels.y, labels.rows)
 
 
+def fittable(labels: tasks.Labels, splits: list[Split]) -> tasks.Labels:
+    """Keep the labels that have both classes in every training part; `splits` are those of the whole cohort."""
+    y = labels.y
+    parts = [split.restrict(labels.rows).train for split in splits]
+    keep = np.all([y[part].any(axis=0) & ~y[part].all(axis=0) for part in parts], axis=0)
+    names = [name for name, kept in zip(labels.names, keep, strict=True) if kept]
+    return tasks.Labels(names, y[:, keep], labels.rows)
+
+
 def binary(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
-    """Scores of the binary tasks: every head on mean pooling and features, the logistic head on every pooling."""
-    labels = cohort.binary()
+    """Scores of the binary tasks: every head on mean pooling and features, the logistic head on every pooling.
+
+    A task that lacks a class in a training part cannot be fitted and is left out.
+    """
+    labels = fittable(cohort.binary(), splits)
     jobs = []
     for one in embed.representations(config.encoders, config.seeds):
         poolings = ["mean"] if one.encoder == FEATURES else list(dict.fromkeys(["mean", *config.poolings]))
@@ -62,12 +79,9 @@ def groups(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataF
     """
     jobs = []
     for one, name in product(embed.representations(config.encoders, config.seeds[:1]), config.groups):
-        labels = cohort.group(name)
-        own = [split.restrict(labels.rows) for split in splits]
-        tested = np.concatenate([split.test for split in own])
+        labels = fittable(cohort.group(name), splits)
+        tested = np.concatenate([split.restrict(labels.rows).test for split in splits])
         enough = labels.y[tested].sum(axis=0) >= MIN_POSITIVES
-        for split in own:
-            enough &= labels.y[split.train].any(axis=0) & ~labels.y[split.train].all(axis=0)
         names = [f"{name}/{label}" for label, keep in zip(labels.names, enough, strict=True) if keep]
         supported = tasks.Labels(names, labels.y[:, enough], labels.rows)
         jobs.append(_job(config, one, "mean", "logistic", _read(config, cohort, one, "mean"), supported))
@@ -76,33 +90,36 @@ def groups(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataF
 
 def null_scores(
     config: HeadsConfig, cohort: Cohort, splits: list[Split]
-) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """Retrain a linear probe on permuted labels: what the pipeline scores when there is nothing to learn.
+) -> Iterator[tuple[dict, list[tuple[np.ndarray, np.ndarray]]]]:
+    """Retrain a linear probe on permuted labels: what scores it reaches when there is nothing to learn.
 
-    Uses the first representation of the profile. Labels change places between patients with equally many records and in
-    the same part of the splits, so that prevalence per part stays what stratification made it. (Where it is free to
-    vary, a test part with few positives meets a probe trained on many, and pooled scores fall below 0.50.) The probe
-    never sees true labels.
+    The probe is a ridge regression on the first representation of the profile, mean pooling. Labels change places
+    between patients with equally many records and in the same part of the splits, so that prevalence per part stays as
+    it is.
 
-    Returns
-    -------
-    dict
-        (encoder, task) to permuted labels and scores of the tested records, both (n_tested, n_permutations).
+    Yields
+    ------
+    key : dict
+        Columns that say what was retrained on which task.
+    parts : list of (labels, scores)
+        Per split, permuted labels and scores of the test records, both (n_tested, n_permutations).
     """
     rng = np.random.default_rng(config.seed)
     one = embed.representations(config.encoders, config.seeds)[0]
     x = _read(config, cohort, one, "mean")
-    labels = cohort.binary()
-    tested = np.concatenate([split.test for split in splits])
+    labels = fittable(cohort.binary(), splits)
     patients = cohort.records["patient_id"].to_numpy()
     parts = [splits[0].train, splits[0].val, splits[0].test] if len(splits) == 1 else [split.test for split in splits]
-    result = {}
     for task, y in zip(labels.names, labels.y.T, strict=True):
         permuted = np.empty((len(y), config.n_permutations), bool)
         for part in parts:
-            permuted[part] = label_permutations(y[part], patients[part], config.n_permutations, rng).T
-        result[one.encoder, task] = permuted[tested], permuted_scores(x, permuted.astype(np.float32), splits)[tested]
-    return result
+            permuted[part] = label_permutations(
+                y[part], patients[part], config.n_permutations, rng, min_patients=_MIN_BLOCKS
+            ).T
+        scores = permuted_scores(x, permuted.astype(np.float32), splits)
+        what = {"encoder": one.encoder, "weights": one.weights, "pooling": "mean", "head": "ridge", "seed": one.seed}
+        key = {"cohort": cohort.name, **what, "task": task, "metric": "auroc", "n_pos": int(y.sum())}
+        yield key, [(permuted[split.test], scores[split.test]) for split in splits]
 
 
 def save(predictions: pd.DataFrame, folder: Path, name: str) -> None:

@@ -26,7 +26,7 @@ def progress(items: Iterable[T], desc: str = "", total: int | None = None, unit:
         yield from items
     else:
         with open(terminal, "w") as tty:  # noqa: PTH123 - a device, not a file
-            yield from tqdm(items, desc=desc, total=total, unit=unit, leave=False, file=tty, dynamic_ncols=True)
+            yield from tqdm(items, desc=desc, total=total, unit=unit, leave=False, file=tty, disable=False)
 
 
 def _someone_watches() -> bool:

@@ -45,7 +45,8 @@ def render(profile: str) -> None:
                 paths.stage(profile, stage) / "notebook.ipynb", out / f"{findings.notebook_name(stage)}.ipynb"
             )
     cost = resources.table(paths.resources(profile), list(config.STAGES))
-    cost.to_csv(root / "tables" / profile / "resources.csv", index=False, lineterminator="\n")
+    with paths.atomic(root / "tables" / profile / "resources.csv") as part:
+        cost.to_csv(part, index=False, lineterminator="\n")
     _site(profile, cost)
 
 

@@ -30,22 +30,32 @@ def repro(profile: str) -> None:
     config.load(profile)
     for stage in config.STAGES:
         config.parameters(stage, profile)  # a mistyped setting of the last stage should not wait for the first
-    dvc = shutil.which("dvc", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    # Stages call `python`: that must be this one, also when its environment is not activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    dvc = shutil.which("dvc", path=path)
     if dvc is None:
         raise CureError("dvc is not installed here: `make env` sets up the environment")
     with only(profile, paths.root() / "params.yaml"):
-        status = subprocess.run([dvc, "repro"], cwd=paths.root(), check=False).returncode
+        status = subprocess.run(
+            [dvc, "repro"], cwd=paths.root(), env={**os.environ, "PATH": path}, check=False
+        ).returncode
     if status:
         raise CureError(f"`dvc repro` of profile {profile} stopped (exit status {status}); the reason is above")
 
 
 @contextmanager
 def only(profile: str, file: Path) -> Iterator[None]:
-    """List nothing but `profile` in `params.yaml` inside the block; the file's bytes are put back afterwards."""
-    before = file.read_bytes()
-    if yaml.safe_load(before)["profiles"] == [profile]:
+    """List nothing but `profile` in `params.yaml` inside the block; the file is put back afterwards.
+
+    It waits in a sibling meanwhile, so that a run that was killed outright is put right by the next one.
+    """
+    kept = file.with_name(f".{file.name}.before")
+    if kept.exists():
+        kept.replace(file)
+    if yaml.safe_load(file.read_text())["profiles"] == [profile]:
         yield
         return
+    shutil.copyfile(file, kept)
     try:
         with paths.atomic(file) as part:
             part.write_text(
@@ -53,5 +63,4 @@ def only(profile: str, file: Path) -> Iterator[None]:
             )
         yield
     finally:
-        with paths.atomic(file) as part:
-            part.write_bytes(before)
+        kept.replace(file)

@@ -29,12 +29,17 @@ def heads_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) ->
     plain = predicted.drop(columns="setting")
     single = evaluate(plain, patients, macros=MACROS, n_draws=config.n_draws, seed=config.seed)
     folded = _fold_seeds(plain, config.seeds)
-    macros = _seed_macros(config.seeds)
+    macros = _seed_macros(list(plain["task"].unique()), config.seeds)
     averaged = evaluate(folded, patients, macros=macros, n_draws=config.n_draws, seed=config.seed)
     averaged = averaged[~averaged["task"].str.contains(_SEED)].assign(seed=MEAN)
     about = ["n", "n_pos", "n_patients", "n_pos_patients", "prevalence", "n_tasks", "supported"]
     support = single.drop_duplicates("task").set_index("task")[about]
     averaged[about] = support.loc[averaged["task"]].to_numpy()
+    # A macro leaves out what lacks support; a single task is shown all the same, as the mean of its initialisations.
+    names = [name for name in averaged if name in predicted and name not in ("seed", "task")] + ["task", "metric"]
+    plain_mean = single.groupby(names, observed=True)["value"].mean()
+    lost = averaged["value"].isna()
+    averaged.loc[lost, "value"] = plain_mean.reindex(pd.MultiIndex.from_frame(averaged.loc[lost, names])).to_numpy()
     return pd.concat([single, averaged.astype(single[about].dtypes.to_dict())], ignore_index=True)[single.columns]
 
 
@@ -47,7 +52,7 @@ def against_features(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFram
     folded = _fold_seeds(plain[plain["pooling"].isin(["mean", "none"])], config.seeds)
     comparator = {"encoder": FEATURES, "weights": "none", "pooling": "none"}
     patients = cohort.records.set_index("record_id")["patient_id"]
-    macros = _seed_macros(config.seeds)
+    macros = _seed_macros(list(plain["task"].unique()), config.seeds)
     table = compare(folded, comparator, patients, seed=config.seed, macros=macros, per_task=False)
     return table.assign(seed=MEAN, comparator=FEATURES).drop(
         columns=["n_pos", "n_pos_patients", "prevalence", "n_tasks"]
@@ -63,12 +68,22 @@ def groups_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -
 
 
 def null_table(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
-    """AUROC under label permutation per task: mean, spread, and the central 95 %."""
+    """AUROC under label permutation per task, of a retrained ridge probe.
+
+    `mean`, `sd`, `lo` and `hi` (the central 95 %) are of the AUROC that the score tables show, pooled over test parts.
+    `mean_within` and `se_within` are of its average within test parts. Without a leak the latter is 0.50. The former
+    may lie below: probes trained on more positives score higher, and theirs are the test parts with fewer.
+    """
     rows = []
-    for (encoder, task), (labels, scores) in predictions.null_scores(config, cohort, splits).items():
-        name = {"cohort": cohort.name, "encoder": encoder, "task": task, "metric": "auroc"}
-        rows.append({**name, **null_auroc(labels.T, scores.T), "n_pos": int(labels[:, 0].sum())})
-    return pd.DataFrame(rows).rename(columns={"n": "n_permutations"})
+    for key, parts in predictions.null_scores(config, cohort, splits):
+        y, score = (np.concatenate(arrays).T for arrays in zip(*parts, strict=True))
+        pooled = null_auroc(y, score)
+        both = [null_auroc(y.T, score.T) | {"n": len(y)} for y, score in parts if 0 < y[:, 0].sum() < len(y)]
+        share = np.array([part["n"] for part in both]) / sum(part["n"] for part in both)
+        within = share @ [part["mean"] for part in both]
+        error = np.sqrt(share**2 @ [part["sd"] ** 2 for part in both] / config.n_permutations)
+        rows.append({**key, "n_permutations": pooled.pop("n"), **pooled, "mean_within": within, "se_within": error})
+    return pd.DataFrame(rows)
 
 
 def main_rows(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
@@ -114,6 +129,6 @@ def _fold_seeds(predicted: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
     return folded.assign(task=names.astype("category")).drop(columns="seed")
 
 
-def _seed_macros(seeds: list[int]) -> dict[str, list[str]]:
-    groups = {**{task: (task,) for task in BINARY}, **MACROS}
+def _seed_macros(tasks: list[str], seeds: list[int]) -> dict[str, list[str]]:
+    groups = {**{task: (task,) for task in tasks}, **MACROS}
     return {name: [f"{task}{_SEED}{seed}" for task in members for seed in seeds] for name, members in groups.items()}

@@ -9,14 +9,14 @@ from pathlib import Path
 import joblib
 import numpy as np
 
-from cure.paths import atomic
+from cure.paths import atomic, root
 from cure.progress import progress
 
 Arrays = dict[str, np.ndarray]
 
 
 def fingerprint(*parts: object) -> str:
-    """Short SHA-256 of anything JSON can hold, and of this package's code.
+    """Short SHA-256 of anything JSON can hold, and of this package's code and its pinned packages.
 
     Two jobs share shards only if all that decides their result is equal: shards made before an edit are not taken up
     after it.
@@ -26,8 +26,8 @@ def fingerprint(*parts: object) -> str:
 
 @cache
 def _code() -> str:
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    files = [*sorted(Path(__file__).parent.rglob("*.py")), root() / "runtime.lock"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
 
 
 def compute_shards(

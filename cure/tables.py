@@ -11,9 +11,6 @@ from cure.paths import atomic
 from cure.splits import Split
 from cure.tasks import GROUPS
 
-#: Columns that say what a score was computed from, in the order of every table.
-KEY = ["cohort", "protocol", "encoder", "weights", "pooling", "head", "strategy", "leads", "fraction", "seed"]
-
 
 def save(table: pd.DataFrame, folder: Path, name: str) -> pd.DataFrame:
     """Write `<folder>/tables/<name>.csv` with six significant digits, whole or not at all; returns the table."""

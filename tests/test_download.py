@@ -372,7 +372,7 @@ def test_manifest_round_trip_and_tampering(tmp_path_factory, files, data):
     if content:
         victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         download.verify_manifest(folder, df)  # same size: only a deep look shows it
-        with pytest.raises(CureError, match=r"1 of other content .*dvc repro"):
+        with pytest.raises(CureError, match=r"1 of other content .*cure run download"):
             download.verify_manifest(folder, df, deep=True)
     victim.write_bytes(content + b"x")
     with pytest.raises(CureError, match="1 of another size"):
@@ -399,5 +399,5 @@ def test_read_manifest_refuses_other_files(tmp_path, text):
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(CureError):
         download.read_manifest(tmp_path / "m.csv")
-    with pytest.raises(CureError, match=r"no manifest .*dvc repro download"):
+    with pytest.raises(CureError, match=r"no manifest .*cure run download --profile"):
         download.read_manifest(tmp_path / "absent.csv")

@@ -70,7 +70,7 @@ def test_an_embedding_that_is_not_finite_names_the_record(cohort, tmp_path):
 
 def test_reading_what_is_missing_or_belongs_to_others_is_an_error(cohort, tmp_path):
     embed.extract(cohort, models.load("vit1d"), ["mean"], tmp_path / "vit", tmp_path / "s")
-    with pytest.raises(CureError, match="no max embedding in vit: run the embed stage"):
+    with pytest.raises(CureError, match=r"no max embedding in vit: list the pooling in the profile"):
         embed.read(tmp_path / "vit", "max", cohort)
     manifest = pd.read_parquet(tmp_path / "vit" / "manifest.parquet")
     manifest.iloc[::-1].reset_index(drop=True).to_parquet(tmp_path / "vit" / "manifest.parquet")

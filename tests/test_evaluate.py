@@ -269,6 +269,16 @@ def test_permutations_are_uniform_over_patients_and_keep_labels_together():
     np.testing.assert_allclose(permuted.mean(axis=0), 0.25, atol=0.03)
 
 
+def test_block_sizes_that_few_patients_share_are_permuted_record_by_record():
+    patient = np.array([0] * 5 + list(range(1, 41)))  # one patient with five records, alone in that
+    y = np.r_[np.ones(5, int), np.zeros(40, int)]
+    rng = np.random.default_rng(0)
+    assert (bs.label_permutations(y, patient, 50, rng) == y).all(), "nowhere to go"
+    moved = bs.label_permutations(y, patient, 2000, rng, min_patients=10)
+    assert (moved.sum(axis=1) == 5).all()
+    np.testing.assert_allclose(moved.mean(axis=0), 5 / 45, atol=0.03)
+
+
 def test_null_auroc_centres_on_one_half_and_widens_with_clusters():
     rng = np.random.default_rng(0)
     patient = np.repeat(np.arange(100), 5)

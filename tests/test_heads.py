@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from cure import heads
@@ -30,7 +31,7 @@ def test_a_head_finds_what_was_planted(name, problem):
     x, y, split = problem
     fit = fit_head(name, x, y, split)
     score = fit.score(x[split.test])
-    assert auroc(y[split.test], score) > 0.9
+    assert auroc(y[split.test], score) > 0.85
     assert ((score >= 0) & (score <= 1)).all()
     assert 0 < fit.threshold < 1
     assert "=" in fit.setting
@@ -49,18 +50,23 @@ def test_test_records_have_no_influence_on_the_fit(name, problem):
     np.testing.assert_array_equal(after.score(x), before.score(x))
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_validation_records_choose_and_are_not_fitted(name, problem):
-    # The scaler and the weights come from the training records: other validation records that lead to the same choice
-    # must leave the scores alone.
+@pytest.mark.parametrize("name", ("logistic", "mlp"))
+def test_the_scaler_is_fitted_on_training_records_only(name, problem):
     x, y, split = problem
     scale = heads.scaler().fit(x[split.train])
     fit = fit_head(name, x, y, split)
-    if name != "xgboost":
-        np.testing.assert_array_equal(fit.estimator[0][-1].mean_, scale[-1].mean_)
-    again = fit_head(name, x, y, Split("one", split.train, split.val[:50], split.test))
-    if again.setting == fit.setting:
-        np.testing.assert_allclose(again.score(x), fit.score(x), rtol=1e-6)
+    np.testing.assert_array_equal(fit.estimator[0][-1].mean_, scale[-1].mean_)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_validation_records_choose_and_are_not_fitted(name, problem):
+    # Fitted on other validation records, a head may stop elsewhere or take another penalty. Doubling every validation
+    # record changes no average over them, so nothing at all may change.
+    x, y, split = problem
+    fit = fit_head(name, x, y, split)
+    doubled = fit_head(name, x, y, Split("one", split.train, np.repeat(split.val, 2), split.test))
+    assert doubled.setting == fit.setting
+    np.testing.assert_allclose(doubled.score(x), fit.score(x), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -71,7 +77,7 @@ def test_gaps_and_empty_columns_are_survived(name, problem):
     holes[:, 5] = np.nan
     score = fit_head(name, holes, y, split).score(holes[split.test])
     assert np.isfinite(score).all()
-    assert auroc(y[split.test], score) > 0.9
+    assert auroc(y[split.test], score) > 0.85
 
 
 def test_best_threshold_maximises_f1_and_is_half_without_positives():
@@ -107,18 +113,25 @@ def test_out_of_fold_scores_every_record_once_with_a_head_that_did_not_see_it(co
         np.testing.assert_allclose(mine[record_id[splits[2].test]], direct.score(x[splits[2].test]), rtol=1e-5)
 
 
-def test_shuffled_labels_score_a_half(cohort):
-    from cure.bootstrap import label_permutations, null_auroc
+@pytest.mark.parametrize("name", HEADS)
+def test_shuffled_labels_score_a_half_through_the_code_that_makes_the_tables(name):
+    # The embedding knows the true label; heads see permuted ones. Averaged within test parts over many tasks, 0.50.
+    rng = np.random.default_rng(1)
+    n, n_tasks = 400, 12
+    y = rng.random(n) < 0.4
+    x = np.column_stack([y + 0.1 * rng.normal(size=n), rng.normal(size=(n, 3))]).astype(np.float32)
+    permuted = np.column_stack([rng.permutation(y) for _ in range(n_tasks)])
+    folds = pd.DataFrame({"fold": np.arange(n) % 10 + 1, "patient_id": np.arange(n)})
+    job = Job({"encoder": "e"}, x, name, [str(i) for i in range(n_tasks)], permuted, np.arange(n))
+    table = out_of_fold([job], make_splits(folds, "rotate"), np.arange(n))
+    scores = [auroc(part["y"], part["score"]) for _, part in table.groupby(["task", "split"], observed=True)]
+    assert len(scores) == 5 * n_tasks
+    assert abs(np.mean(scores) - 0.5) < 4 * np.std(scores) / np.sqrt(len(scores))
 
-    rng = np.random.default_rng(0)
-    splits = make_splits(cohort.records, "rotate")
-    # An embedding that knows the label perfectly, so that any leak of true labels into the null would show.
-    y = cohort.binary().y[:, 0]
-    x = np.column_stack([y, rng.normal(size=(len(y), 5))]).astype(np.float32)
-    permuted = label_permutations(y, cohort.records["patient_id"].to_numpy(), 300, rng)
-    scores = permuted_scores(x, permuted.T.astype(np.float32), splits)
-    null = null_auroc(permuted, scores.T)
-    assert abs(null["mean"] - 0.5) < 0.02
-    assert null["lo"] < 0.45 < 0.55 < null["hi"]
-    honest = permuted_scores(x, y[:, None].astype(np.float32), splits)[:, 0]
-    assert auroc(y, honest) > 0.99
+
+def test_the_ridge_probe_of_the_null_is_a_classifier(problem):
+    x, y, split = problem
+    score = permuted_scores(x, np.column_stack([y, ~y]).astype(np.float32), [split])
+    assert np.isnan(score[split.train]).all()
+    assert auroc(y[split.test], score[split.test, 0]) > 0.9
+    np.testing.assert_allclose(score[split.test].sum(axis=1), 1, atol=1e-3)

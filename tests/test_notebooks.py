@@ -22,7 +22,7 @@ def test_notebooks_call_show_and_say(file):
     cells = code_cells(file)
     assert notebook.cells[0].cell_type == "markdown"
     assert notebook.cells[0].source.startswith(f"# {file.stem[:2]} · ")
-    assert len(notebook.cells) <= 30
+    assert len(notebook.cells) <= 25
     assert sum(len(cell.source.splitlines()) for cell in cells) <= 120
     for cell in cells:
         assert not cell.outputs, "outputs are stripped"
@@ -114,3 +114,12 @@ def test_a_failing_cell_is_named_and_kept_and_nothing_is_half_written(project):
     assert any("CureError" in json.dumps(cell.get("outputs", "")) for cell in kept["cells"])
     assert not (project / "data/stages/tiny/embed/notebook.ipynb").exists()
     assert not (project / "results/resources/tiny/embed.json").exists()
+
+
+def test_running_an_edited_notebook_says_that_the_copy_is_older(project, capsys):
+    notebooks.clean()
+    source = project / "notebooks" / "04_embed.ipynb"
+    source.write_text(source.read_text().replace("batch_size = 64", "batch_size = 32"))
+    with pytest.raises(CureError, match="failed in cell"):
+        notebooks.run("embed", "tiny")
+    assert "notebooks/04_embed.ipynb was edited after `cure clean`" in capsys.readouterr().err

@@ -96,6 +96,15 @@ def test_each_fault_is_listed_with_its_reason(raw_copy, tmp_path):
     np.testing.assert_array_equal(store.packed(100)[store.records["row_100"][row]], direct)
 
 
+def test_a_record_with_500_hz_only_is_listed_too(raw_copy, tmp_path):
+    for suffix in ("hea", "dat"):
+        (raw_copy / "records100" / "00000" / f"00003_lr.{suffix}").unlink()
+    store, why = reasons(raw_copy, tmp_path)
+    assert why.to_dict() == {3: "no 100 Hz signal"}
+    assert len(store) == 159
+    assert store.records["row_500"].max() == 18
+
+
 def test_a_flat_lead_is_flagged_and_kept(raw_copy, tmp_path):
     samples = rewrite(raw_copy, 3)
     samples[:, 7] = 12

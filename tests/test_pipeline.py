@@ -2,11 +2,11 @@
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
 import nbformat
 import pytest
 import yaml
@@ -90,6 +90,16 @@ def test_another_profile_is_listed_for_the_length_of_a_run_only(tmp_path):
     assert file.read_text() == "# mine\nprofiles: [demo]\n"
     with repro.only("demo", file):
         assert file.read_text().startswith("# mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_a_run_that_was_killed_outright_is_put_right_by_the_next(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text("profiles: [tiny]  # for the length of this run\n")
+    (tmp_path / ".params.yaml.before").write_text("# mine\nprofiles: [demo]\n")
+    with repro.only("other", file):
+        assert yaml.safe_load(file.read_text())["profiles"] == ["other"]
+    assert file.read_text() == "# mine\nprofiles: [demo]\n"
 
 
 def test_repro_of_an_unknown_profile_fails_before_anything_runs(project):
@@ -155,11 +165,31 @@ def test_a_clean_clone_reproduces_the_same_bytes(reproduced, tmp_path):
 
 
 @pytest.mark.long
+def test_a_notebook_run_by_a_reader_makes_nothing_stale(reproduced, monkeypatch):
+    """Open it in its own folder, change a parameter, run all cells, save: as JupyterLab does."""
+    monkeypatch.chdir(reproduced)
+    for stage, change in {"embed": {"seeds": [0, 1, 2]}, "heads": {"n_draws": 150}}.items():
+        file = reproduced / "notebooks" / notebooks.file_name(stage)
+        notebook = nbformat.read(file, as_version=4)
+        (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+        settings = {**config.parameters(stage, "tiny"), **change}
+        cell.source = "\n".join(f"{name} = {value!r}" for name, value in settings.items())
+        nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(file.parent)}}).execute()
+        nbformat.write(notebook, file)
+    table = reproduced / "data/interactive/stages/tiny/heads/tables/heads.csv"
+    assert table.is_file(), "the reader's own table"
+    assert table.read_bytes() != (reproduced / "tables/tiny/heads.csv").read_bytes()
+    git(reproduced, "checkout", "-q", "notebooks")
+    assert "up to date" in dvc(reproduced, "status", "heads", "embed", "render")
+    assert dvc(reproduced, "repro").count("Running stage") == 1
+    assert git(reproduced, "status", "--porcelain") == ""
+
+
+@pytest.mark.long
 def test_an_executed_notebook_makes_nothing_stale(reproduced):
     file = reproduced / "notebooks" / "05_heads.ipynb"
     clean = file.read_bytes()
-    shutil.copyfile(reproduced / "reports" / "tiny" / "05_heads.ipynb", file)
-    executed = nbformat.read(file, as_version=4)
+    executed = nbformat.read(reproduced / "reports" / "tiny" / "05_heads.ipynb", as_version=4)
     executed.cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     executed.metadata["widgets"] = {"some": "state"}
     nbformat.write(executed, file)
@@ -202,4 +232,4 @@ def test_a_failing_stage_says_where_and_the_next_run_goes_on(reproduced):
     assert (reproduced / "dvc.lock").read_bytes() == lock
     file.write_text(good)
     assert dvc(reproduced, "repro").count("Running stage") <= 2
-    assert git(reproduced, "status", "--porcelain", "--untracked-files=no") == ""
+    assert (reproduced / "dvc.lock").read_bytes() == lock

@@ -180,7 +180,7 @@ def test_a_copy_without_any_record(folder):
     message = refused("holds none of the 12 records", folder, max_id_500=0)
     assert str(folder) in message
     assert "CURE_PTBXL_DIR" in message
-    assert "make repro" in message
+    assert "run the same command again" in message
 
 
 @pytest.mark.parametrize("end", ["hea", "dat"])

@@ -86,7 +86,9 @@ def test_a_task_without_support_has_no_interval_and_enters_no_macro(table):
     assert macro["n_tasks"] == len(BINARY) - 1
     assert macro["value"] == pytest.approx(np.mean(others))
     view = tables.score_view(scores.main_rows(table), ["encoder", "head"])
-    assert view["CLBBB"].iloc[0].startswith("(")
+    both = [pick(table, encoder="e", seed=s, task="CLBBB", metric="auroc")["value"] for s in (0, 1)]
+    assert row["value"] == pytest.approx(np.mean(both))
+    assert view.loc[("e", "logistic"), "CLBBB"] == f"({np.mean(both):.3f})"
     assert "[" in view["AFIB"].iloc[0]
 
 
@@ -100,3 +102,36 @@ def test_differences_to_the_features_are_those_of_the_table(config, cohort, pred
     assert row["lo"] < row["value"] < row["hi"]
     assert (compared["p_holm"].dropna() >= compared["p"].dropna()).all()
     assert set(compared["encoder"]) == {"e"}
+
+
+def test_the_null_is_a_half_within_test_parts_and_pooling_is_reported_apart(config, cohort, monkeypatch):
+    # An embedding that knows every label: a leak of true labels would show at once.
+    from cure import predictions
+    from cure.splits import make_splits
+
+    rng = np.random.default_rng(0)
+    labels = cohort.binary()
+    x = np.column_stack([labels.y, rng.normal(size=(len(cohort), 4))]).astype(np.float32)
+    monkeypatch.setattr(predictions, "_read", lambda *_: x)
+    config = HeadsConfig(
+        profile="demo", encoders=["resnet1d"], seeds=[0], heads=["logistic"], poolings=["mean"], groups=[]
+    )
+    null = scores.null_table(config, cohort, make_splits(cohort.records, "rotate"))
+    assert (null["n_permutations"] == 200).all()
+    assert ((null["mean_within"] - 0.5).abs() < 5 * null["se_within"]).all()
+    assert (null["se_within"] < 0.02).all()
+    assert (null["lo"] < null["mean"]).all() and (null["mean"] < null["hi"]).all()
+    assert set(null["head"]) == {"ridge"}
+
+
+def test_a_task_without_positives_is_left_out_not_fatal(cohort):
+    from cure import predictions, tasks
+    from cure.splits import make_splits
+
+    y = np.zeros((len(cohort), 3), bool)
+    y[::2, 1] = True
+    y[:, 2] = True
+    labels = tasks.Labels(["none", "half", "all"], y, np.arange(len(cohort)))
+    kept = predictions.fittable(labels, make_splits(cohort.records, "rotate"))
+    assert kept.names == ["half"]
+    assert kept.y.shape == (len(cohort), 1)

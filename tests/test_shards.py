@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from cure import shards
 from cure.shards import compute_shards, fingerprint
 
 
@@ -38,3 +39,15 @@ def test_an_interrupted_job_computes_only_what_is_missing(tmp_path):
 def test_fingerprints_tell_jobs_apart():
     assert fingerprint("a", 1) == fingerprint("a", 1)
     assert fingerprint("a", 1) != fingerprint("a", 2)
+
+
+def test_shards_made_before_an_edit_or_an_update_are_not_taken_up(project, monkeypatch):
+    before = fingerprint("job")
+    shards._code.cache_clear()
+    (project / "runtime.lock").write_text("torch==9\n")
+    after = fingerprint("job")
+    shards._code.cache_clear()
+    monkeypatch.setattr(shards, "__file__", str(project / "cure" / "shards.py"))
+    (project / "cure" / "embed.py").write_text("# edited\n")
+    assert len({before, after, fingerprint("job")}) == 3
+    shards._code.cache_clear()

@@ -1,5 +1,7 @@
 """Stage `download`: find, fetch or simulate the raw records of a profile."""
 
+from pathlib import Path
+
 import pandas as pd
 import wfdb
 
@@ -24,7 +26,7 @@ def acquire(config: DownloadConfig) -> pd.DataFrame:
         If the source cannot be had, or is not what it should be.
     """
     source = config.cohort.source
-    folder = paths.raw(source, config.profile)
+    folder = _folder(config)
     if source == "synthetic":
         if config.n_records is None:
             raise CureError(
@@ -38,7 +40,7 @@ def acquire(config: DownloadConfig) -> pd.DataFrame:
         download=config.fetch and source == "ptbxl",
         pinned=source == "ptbxl",
     )
-    write_manifest(manifest, paths.manifest(config.profile))
+    write_manifest(manifest, paths.output(paths.manifest(config.profile), config.stage))
     return manifest
 
 
@@ -46,4 +48,10 @@ def first_record(config: DownloadConfig, manifest: pd.DataFrame) -> wfdb.Record:
     """Read the study's first record at its highest rate, straight from its file: `p_signal` (n_samples, 12) in mV."""
     names = manifest.loc[manifest["path"].str.endswith(".hea"), "path"]
     highest = names[names.str.startswith("records500")] if names.str.startswith("records500").any() else names
-    return wfdb.rdrecord(str(paths.raw(config.cohort.source, config.profile) / highest.iloc[0].removesuffix(".hea")))
+    return wfdb.rdrecord(str(_folder(config) / highest.iloc[0].removesuffix(".hea")))
+
+
+def _folder(config: DownloadConfig) -> Path:
+    """Where the raw records are; a simulated cohort is made by this stage, so it is one of its outputs."""
+    folder = paths.raw(config.cohort.source, config.profile)
+    return paths.output(folder, config.stage) if config.cohort.source == "synthetic" else folder

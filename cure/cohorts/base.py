@@ -81,7 +81,8 @@ class Cohort:
         records = pd.read_parquet(folder / "records.parquet")
         missing = [name for name in RECORD_COLUMNS if name not in records]
         if missing:
-            raise CureError(f"{folder.name}/records.parquet lacks {missing}: rebuild it with `dvc repro -f prepare`")
+            again = f"`cure run prepare --profile {folder.parent.name}`"
+            raise CureError(f"{folder.name}/records.parquet lacks {missing}: rebuild it with {again}")
         statements = pd.read_csv(folder / "statements.csv", index_col="code")
         return cls(folder, records, statements, json.loads((folder / "cohort.json").read_text()))
 
@@ -146,6 +147,10 @@ class Cohort:
             first = self.records["record_id"].to_numpy()[rows][position < 0][0]
             raise CureError(f"{(position < 0).sum()} records have no {fs} Hz signal, the first is {first}")
         return packed[position].astype(np.float32) * np.float32(RESOLUTION_MV)
+
+    def example(self, code: str) -> int:
+        """Row of the first record that lists a statement; the first record of all where none does."""
+        return int(self.listed[code].to_numpy().argmax())
 
     def binary(self) -> tasks.Labels:
         """Labels of the eleven binary tasks."""

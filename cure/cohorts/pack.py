@@ -105,22 +105,22 @@ def pack(
     """
     columns = {100: "filename_lr", 500: "filename_hr"}
     has = {fs: (metadata[column] + ".hea").isin(files).to_numpy() for fs, column in columns.items()}
-    if 100 not in has or not has[100].any():
+    if not has[100].any():
         raise CureError(f"no 100 Hz record of {info['name']} in the manifest: run the download stage again")
-    records = _records(metadata[has[100]])
-    reasons = pd.Series("", index=records.index)
+    listed = has[100] | has[500]
+    records = _records(metadata[listed])
+    reasons = pd.Series("", index=records.index).mask(~has[100][listed], "no 100 Hz signal")
     parts: dict[int, tuple[list[Path], np.ndarray]] = {}
     for fs, column in columns.items():
-        names = metadata.loc[records.index, column].where(has[fs][has[100]])
-        present = np.flatnonzero(names.notna())
+        present = np.flatnonzero(has[fs][listed])
         if not len(present):
             continue
-        paths = names.iloc[present].tolist()
+        names = metadata.loc[records.index[present], column].tolist()
         shards = compute_shards(
-            scratch / f"{fs}-{fingerprint(info, paths, chunk_size)}",
-            len(paths),
+            scratch / f"{fs}-{fingerprint(info, names, chunk_size)}",
+            len(names),
             chunk_size,
-            partial(_read_chunk, raw, paths, fs),
+            partial(_read_chunk, raw, names, fs),
             desc=f"read {fs} Hz",
             n_jobs=n_jobs,
         )
@@ -133,7 +133,9 @@ def pack(
         shown = "; ".join(f"{r.record_id}: {r.reason}" for r in excluded.head(5).itertuples())
         raise CureError(
             f"{len(excluded)} of {len(records)} records of {info['name']} cannot be used, more than max_excluded = "
-            f"{max_excluded:g} allows ({shown}). Get the files again (`cure run download`), or raise max_excluded"
+            f"{max_excluded:g} allows ({shown}). Delete their files and get them again with `cure run download "
+            "--profile "
+            f"{out.parent.name}`, or raise max_excluded"
         )
     with atomic(out) as store:
         store.mkdir(parents=True)
@@ -176,8 +178,9 @@ def _merge(
     if fs == 100:
         quality = [np.load(shard) for shard in shards]
         records["n_valid"] = np.int32(SECONDS * fs)
-        records["n_flat_leads"] = np.concatenate([q["n_flat_leads"] for q in quality])
-        records["clipped_share"] = np.concatenate([q["clipped_share"] for q in quality])
+        for name, missing in (("n_flat_leads", np.int8(0)), ("clipped_share", np.float32(0))):
+            records[name] = missing
+            records.iloc[present, records.columns.get_loc(name)] = np.concatenate([q[name] for q in quality])
     shape = (int(keep.sum()), len(LEADS), SECONDS * fs)
     packed = np.lib.format.open_memmap(store / f"signals_{fs}.npy", mode="w+", dtype=np.int16, shape=shape)
     start = read = 0
@@ -190,14 +193,14 @@ def _merge(
     return {"n": shape[0], "n_samples": shape[2]}
 
 
-def _read_chunk(raw: Path, paths: list[str], fs: int, rows: np.ndarray) -> Arrays:
+def _read_chunk(raw: Path, names: list[str], fs: int, rows: np.ndarray) -> Arrays:
     """Read and check some records: digital samples, a reason where one cannot be used, and quality flags."""
     signals = np.zeros((len(rows), len(LEADS), SECONDS * fs), dtype=np.int16)
     reason = np.full(len(rows), "", dtype="U120")
     sums = np.zeros((len(rows), len(LEADS)), dtype=np.int64)
     for i, row in enumerate(rows):
         try:
-            record = wfdb.rdrecord(str(raw / paths[row]), physical=False, return_res=16)
+            record = wfdb.rdrecord(str(raw / names[row]), physical=False, return_res=16)
             reason[i] = _header_fault(record, fs)
             if not reason[i]:
                 signals[i], sums[i] = record.d_signal.T, record.checksum

@@ -17,10 +17,6 @@ VERSION = "1.0.3"
 URL = "https://physionet.org/files/ptb-xl/1.0.3/"
 DOI = "10.13026/kfzx-aw45"
 LICENSE = "CC BY 4.0"
-CITATION = (
-    "Wagner P, Strodthoff N, Bousseljot R-D, Samek W, Schaeffter T. PTB-XL, a large publicly available "
-    f"electrocardiography dataset (version {VERSION}). PhysioNet, 2022. doi:{DOI}"
-)
 
 DATABASE = "ptbxl_database.csv"
 STATEMENTS = "scp_statements.csv"
@@ -45,7 +41,7 @@ AGE_OVER_89 = 300
 
 _VARIABLE = paths.RAW_VARIABLES["ptbxl"]
 _POINT = f"Set {_VARIABLE} to the folder that holds {DATABASE}, {STATEMENTS} and records100/"
-_GET = f"unset {_VARIABLE} and run `make repro PROFILE=ptbxl` to download PTB-XL {VERSION} (about 3 GB)"
+_GET = f"unset {_VARIABLE} and run the same command again to download what the profile needs of PTB-XL {VERSION}"
 _FETCH = "`fetch: true` under `download` in the profile"
 
 

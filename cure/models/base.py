@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         return self(x).mean(dim=1)
 
     def weights_sha256(self) -> str:
-        """SHA-256 over the names, dtypes, shapes and bytes of all weights and buffers, in name order."""
+        """SHA-256 over the names, dtypes, shapes and bytes of the state dict, in name order."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             array = value.detach().cpu().contiguous().numpy()

@@ -41,7 +41,7 @@ class ResNet1d(Encoder):
         self.norm = nn.Sequential(nn.BatchNorm1d(widths[-1]), nn.ReLU())
         for layer in self.modules():
             if isinstance(layer, nn.Conv1d):
-                # He et al. 2015: keeps the signal's scale, so that an untrained net is not a nearly linear one.
+                # He et al. 2015. With torch's default, activations shrink from layer to layer.
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:

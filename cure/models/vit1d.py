@@ -26,10 +26,16 @@ class ViT1d(Encoder):
         n_tokens = int(self.input_spec.fs * self.input_spec.seconds) // patch
         self.patches = nn.Conv1d(len(self.input_spec.leads), self.dim, patch, stride=patch)
         self.register_buffer("positions", sinusoids(n_tokens, self.dim), persistent=False)
-        layer = nn.TransformerEncoderLayer(
-            self.dim, heads, 4 * self.dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        # Not nn.TransformerEncoder: it copies one layer, so that all would start from the same weights.
+        self.layers = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(
+                    self.dim, heads, 4 * self.dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                )
+                for _ in range(depth)
+            ),
+            nn.LayerNorm(self.dim),
         )
-        self.layers = nn.TransformerEncoder(layer, depth, nn.LayerNorm(self.dim), enable_nested_tensor=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 12, 1000) to (n, 40, 192) tokens."""
