@@ -55,7 +55,7 @@ def headline(report: ReportConfig) -> str:
     name = METRIC_NAMES[report.metric]
     encoders = "; ".join(f"{e} {_number(row)}" for e, row in macro.drop(index=FEATURES).iterrows())
     return (
-        f"**{profile.cohort.title}** ({size['records']:,.0f} records of {size['patients']:,.0f} patients). "
+        f"**{profile.cohort.title[0].upper()}{profile.cohort.title[1:]}** ({size['records']:,.0f} records of {size['patients']:,.0f} patients). "
         f"{profile.summary}\n\n"
         f"**Found.** A logistic head on hand-crafted ECG features reaches a macro {name} of "
         f"{_number(macro.loc[FEATURES])} over "
