@@ -110,6 +110,7 @@ def null_scores(
     labels = fittable(cohort.binary(), splits)
     patients = cohort.records["patient_id"].to_numpy()
     parts = [splits[0].train, splits[0].val, splits[0].test] if len(splits) == 1 else [split.test for split in splits]
+    tested = np.concatenate([split.test for split in splits])
     for task, y in zip(labels.names, labels.y.T, strict=True):
         permuted = np.empty((len(y), config.n_permutations), bool)
         for part in parts:
@@ -118,7 +119,7 @@ def null_scores(
             ).T
         scores = permuted_scores(x, permuted.astype(np.float32), splits)
         what = {"encoder": one.encoder, "weights": one.weights, "pooling": "mean", "head": "ridge", "seed": one.seed}
-        key = {"cohort": cohort.name, **what, "task": task, "metric": "auroc", "n_pos": int(y.sum())}
+        key = {"cohort": cohort.name, **what, "task": task, "metric": "auroc", "n_pos": int(y[tested].sum())}
         yield key, [(permuted[split.test], scores[split.test]) for split in splits]
 
 

@@ -13,6 +13,7 @@ import wfdb
 
 from cure import simulate
 from cure.cohorts import synthetic
+from cure.errors import CureError
 
 CODES = pd.read_csv(synthetic.STATEMENTS, index_col="code")
 BINARY = ("NORM", "1AVB", "CRBBB", "CLBBB", "SBRAD", "STACH", "AFIB")
@@ -126,7 +127,7 @@ def test_same_seed_same_bytes_whatever_the_processes(cohort, tmp_path):
 
 def test_refuses_to_overwrite_anything_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="is not a synthetic cohort"):
+    with pytest.raises(CureError, match="is not a synthetic cohort"):
         synthetic.write(tmp_path, n_records=2, seed=0, max_id_500=0)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(ValueError, match="n_records=0"):

@@ -9,8 +9,6 @@ The layout, the columns and the codes are PTB-XL's (Wagner et al., Sci Data 2020
 `LICENSE.txt` and the additional `truth.parquet`: what was planted where (see `cure.simulate.find_truth`).
 """
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,8 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from cure import heart, simulate
+from cure import heart, paths, simulate
+from cure.errors import CureError
 from cure.progress import progress
 from cure.signals import LEADS
 
@@ -70,14 +69,14 @@ def write(folder: Path, *, n_records: int, seed: int, max_id_500: int | None = N
 
     Raises
     ------
-    FileExistsError
+    CureError
         If `folder` holds anything that is not a synthetic cohort.
     """
     folder = Path(folder)
     if n_records < 1:
         raise ValueError(f"n_records={n_records}: a cohort needs at least one record")
     if folder.exists() and not is_synthetic(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
+        raise CureError(
             f"{folder} exists and is not a synthetic cohort; nothing was written. Name another folder or move it away."
         )
     rng = np.random.default_rng(seed)
@@ -86,31 +85,22 @@ def write(folder: Path, *, n_records: int, seed: int, max_id_500: int | None = N
     table = describe(records, planned, rng)
     statements = pd.read_csv(STATEMENTS, index_col="code")
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        draft.chmod(0o755)
-        last_500 = n_records if max_id_500 is None else max_id_500
+    last_500 = n_records if max_id_500 is None else max_id_500
+    if n_jobs is None:
+        n_jobs = -1 if n_records + last_500 >= 400 else 1
+    with paths.atomic(folder) as draft:
+        draft.mkdir()
         tasks = [
             delayed(_write_records)(draft, planned, rows, child, last_500)
             for rows, child in simulate.chunks(n_records, rng)
         ]
-        if n_jobs is None:
-            n_jobs = -1 if n_records + last_500 >= 400 else 1
         done = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
         for _ in progress(done, desc="synthetic ECGs", total=len(tasks)):
-            pass
+            continue
         table[COLUMNS].to_csv(draft / "ptbxl_database.csv", index=False)
         statements.reindex(columns=[*statements, *OTHER_CODES]).to_csv(draft / "scp_statements.csv", index_label="")
         simulate.find_truth(planned).to_parquet(draft / "truth.parquet", index=False)
         (draft / "LICENSE.txt").write_text(LICENSE)
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        if folder.exists():
-            folder.rename(old / "cohort")
-        draft.rename(folder)
-        shutil.rmtree(old)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def is_synthetic(folder: Path) -> bool:
