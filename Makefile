@@ -13,10 +13,10 @@ repro: $(READY)
 	$(BIN)/python -m cure.cli repro --profile "$(PROFILE)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -rs -m "not long"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -rs
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -31,6 +31,7 @@ env: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] in ((3, 11), (3, 12), (3, 13)) else \
 	    f"CURE needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}: try make PYTHON=python3.11")'
+	@echo "setting up $(VENV): about two minutes the first time"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[lab,dev]'
 	touch $@

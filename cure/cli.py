@@ -15,7 +15,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cure: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ncure: interrupted; the same command goes on from here", file=sys.stderr)
+        print(
+            "\ncure: interrupted; run it again: finished stages, shards of embeddings and downloaded files are kept",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -192,7 +192,8 @@ def check(model: type[AnyStage], **settings: object) -> AnyStage:
     try:
         config = model(**settings)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise CureError(f"{model.__name__}, profile '{settings.get('profile')}': {_plain(error)}") from error
+        where = f"profile '{settings.get('profile')}', section {model.stage}"
+        raise CureError(f"{where}: {_plain(error)}; known settings: {', '.join(model.model_fields)}") from error
     load(config.profile)
     return config
 
@@ -200,8 +201,13 @@ def check(model: type[AnyStage], **settings: object) -> AnyStage:
 def _plain(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
-    rows = [
-        f"{'.'.join(map(str, e['loc']))}: {e['msg']}" + ("" if e["type"] == "missing" else f" (got {e['input']!r})")
-        for e in error.errors()
-    ]
+    rows = []
+    for fault in error.errors():
+        name = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "extra_forbidden":
+            rows.append(f"unknown setting '{name}'")
+        else:
+            rows.append(
+                f"{name}: {fault['msg']}" + ("" if fault["type"] == "missing" else f" (got {fault['input']!r})")
+            )
     return "; ".join(rows)

@@ -241,8 +241,9 @@ def main_features(features: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
 
 def measured_share(features: pd.DataFrame) -> pd.DataFrame:
     """In what share of the records each of the main features could be measured."""
-    share = features[list(MAIN_FEATURES)].notna().mean()
-    return pd.DataFrame({"feature": share.index, "measured": share.to_numpy(), "n": len(features)})
+    count = features[list(MAIN_FEATURES)].notna().sum()
+    share = (count / len(features)).to_numpy()
+    return pd.DataFrame({"feature": count.index, "measured": count.to_numpy(), "share": share, "n": len(features)})
 
 
 def spread(config: EmbedConfig, cohort: Cohort) -> pd.DataFrame:
@@ -262,3 +263,9 @@ def spread(config: EmbedConfig, cohort: Cohort) -> pd.DataFrame:
             rows.append({"encoder": one.encoder, "pooling": pooling, "dim": x.shape[1], "value": ratio})
     table = pd.DataFrame(rows).groupby(["encoder", "pooling", "dim"], sort=False, as_index=False)["value"].mean()
     return table.assign(cohort=cohort.name, metric="participation_ratio", n=len(cohort))
+
+
+def spread_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Participation ratios with one decimal, encoder by pooling."""
+    wide = table.pivot(index=["encoder", "dim"], columns="pooling", values="value")[list(table["pooling"].unique())]
+    return wide.map(lambda value: f"{value:.1f}" if value == value else "").rename_axis(columns=None)

@@ -35,6 +35,7 @@ mpl.rcParams.update(
 )
 
 #: The clinical layout: four columns of 2.5 s, and lead II in full below.
+_LABEL = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
 _LAYOUT = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
 
 
@@ -79,15 +80,15 @@ def ecg(x: np.ndarray, fs: float, title: str = "") -> Figure:
     title : str
         What stands above.
     """
-    figure = Figure(figsize=(10.6, 6.0), layout="constrained")
+    figure = Figure(figsize=(10.6, 6.6), layout="constrained")
     axes = figure.subplots()
-    _paper(axes, seconds=10, top=1.5, bottom=-12.0)
+    _paper(axes, seconds=10, top=2.0, bottom=-13.0)
     quarter = int(2.5 * fs)
     for row, leads in enumerate(_LAYOUT):
         for column, lead in enumerate(leads):
             piece = slice(column * quarter, (column + 1) * quarter)
-            _trace(axes, x[LEADS.index(lead)], fs, piece, -3.0 * row, lead)
-    _trace(axes, x[LEADS.index("II")], fs, slice(0, int(10 * fs)), -9.5, "II")
+            _trace(axes, x[LEADS.index(lead)], fs, piece, -3.5 * row, lead)
+    _trace(axes, x[LEADS.index("II")], fs, slice(0, int(10 * fs)), -11.0, "II")
     axes.set_title(title)
     axes.set_xlabel("25 mm/s, 10 mm/mV: a large square is 0.2 s by 0.5 mV")
     return figure
@@ -104,7 +105,7 @@ def _paper(axes: Axes, seconds: float, top: float, bottom: float) -> None:
 def _trace(axes: Axes, lead: np.ndarray, fs: float, piece: slice, offset: float, name: str) -> None:
     time = np.arange(piece.start, piece.stop) / fs
     axes.plot(time, lead[piece] - np.median(lead) + offset, color="black", linewidth=0.7)
-    axes.text(time[0] + 0.05, offset + 0.85, name, fontsize=9, weight="bold")
+    axes.text(time[0] + 0.05, offset + 0.85, name, fontsize=9, weight="bold", bbox=_LABEL)
 
 
 def prevalence(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
@@ -131,8 +132,10 @@ def distributions(table: pd.DataFrame, pairs: list[tuple[str, str, str]]) -> Fig
     """
     import seaborn as sns
 
-    figure = Figure(figsize=(11, 3.1), layout="constrained")
-    for axes, (quantity, label, text) in zip(figure.subplots(1, len(pairs)), pairs, strict=True):
+    columns = 3
+    figure = Figure(figsize=(8.5, 2.8 * -(-len(pairs) // columns)), layout="constrained")
+    for i, (quantity, label, text) in enumerate(pairs):
+        axes = figure.add_subplot(-(-len(pairs) // columns), columns, i + 1)
         low, high = np.percentile(table[quantity].dropna(), [0.5, 99.5])
         chosen = table[label].to_numpy()
         for name, rows, colour, filled in (("rest", ~chosen, COLOURS[6], True), (label, chosen, COLOURS[1], False)):

@@ -19,7 +19,9 @@ from cure import config, findings, paths, plots, resources, tables
 from cure.config import ReportConfig
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES
+from cure.tasks import TITLES
 
+_UNITS = {"wall_s": "wall time (s)", "cpu_s": "CPU time (s)", "peak_rss_mb": "peak memory (MB)", "cpu": "processor"}
 _MAIN_FIGURE = ("heads", "heads_auroc")
 
 
@@ -84,7 +86,7 @@ def _site(profile: str, cost: pd.DataFrame) -> None:
             (out / f"{name}.html").write_text(page)
         page = environment.get_template("index.html").render(common, **_index(report))
         (out / "index.html").write_text(page)
-        page = environment.get_template("resources.html").render(common, table=_html(cost))
+        page = environment.get_template("resources.html").render(common, table=_html(cost.rename(columns=_UNITS)))
         (out / "resources.html").write_text(page)
 
 
@@ -116,6 +118,7 @@ def _index(report: ReportConfig) -> dict:
         "groups_table": _html(findings.groups(report).reset_index()),
         "cohort_table": _html(cohort.rename_axis("").reset_index()),
         "metric": findings.METRIC_NAMES[report.metric],
+        "titles": TITLES,
         "n_draws": config.parameters("heads", profile)["n_draws"],
         "min_positives": MIN_POSITIVES,
     }

@@ -7,6 +7,7 @@ Ctrl-C.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,12 +36,23 @@ def repro(profile: str) -> None:
     dvc = shutil.which("dvc", path=path)
     if dvc is None:
         raise CureError("dvc is not installed here: `make env` sets up the environment")
+    if not (paths.root() / ".git").exists():  # a downloaded archive: DVC would refuse to work outside git
+        subprocess.run([dvc, "config", "--local", "core.no_scm", "true"], cwd=paths.root(), check=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with only(profile, paths.root() / "params.yaml"):
-        status = subprocess.run(
-            [dvc, "repro"], cwd=paths.root(), env={**os.environ, "PATH": path}, check=False
-        ).returncode
+        status = _wait(subprocess.Popen([dvc, "repro"], cwd=paths.root(), env={**os.environ, "PATH": path}))
     if status:
         raise CureError(f"`dvc repro` of profile {profile} stopped (exit status {status}); the reason is above")
+    print(f"cure: profile {profile} is up to date; open site/{profile}/index.html")
+
+
+def _wait(process: subprocess.Popen) -> int:
+    """Exit status of DVC. Ctrl-C reaches it too: it gets the time to stop its stage and leave its lock in order."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 @contextmanager
@@ -51,6 +63,7 @@ def only(profile: str, file: Path) -> Iterator[None]:
     """
     kept = file.with_name(f".{file.name}.before")
     if kept.exists():
+        print(f"cure: the last run was killed; {file.name} is put back as it was before")
         kept.replace(file)
     if yaml.safe_load(file.read_text())["profiles"] == [profile]:
         yield

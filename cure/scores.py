@@ -86,10 +86,18 @@ def null_table(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.D
     return pd.DataFrame(rows)
 
 
-def main_rows(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
-    """Rows of the main table: mean pooling (or features), averaged over initialisations, one metric."""
-    chosen = (table["seed"].astype(str) == MEAN) & table["pooling"].isin(["mean", "none"]) & (table["metric"] == metric)
-    return table[chosen]
+def main_rows(table: pd.DataFrame, metric: str | None = "auroc") -> pd.DataFrame:
+    """Rows of the main table: mean pooling (or features), averaged over initialisations, one metric or all."""
+    chosen = (table["seed"].astype(str) == MEAN) & table["pooling"].isin(["mean", "none"])
+    return table[chosen & ((table["metric"] == metric) | (metric is None))]
+
+
+def comparison_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Differences as a paper prints them: `difference [lo, hi]` and Holm's p, encoder and head by task."""
+    text = [f"{r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}], p = {r.p_holm:.2g}" for r in table.itertuples()]
+    wide = table.assign(text=text).pivot(index=["encoder", "head"], columns="task", values="text")
+    tasks = [*MACROS, *(task for task in table["task"].unique() if task not in MACROS)]
+    return wide[tasks].rename_axis(columns=None)
 
 
 def with_label(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -110,7 +118,7 @@ def group_view(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Macro score of every label group by encoder, with the number of labels behind it."""
     chosen = table[(table["metric"] == metric) & table["n_tasks"].notna()]
     text = [f"{r.value:.3f} [{r.lo:.3f}, {r.hi:.3f}]" for r in chosen.itertuples()]
-    chosen = with_label(chosen.assign(text=text), ["encoder"])
+    chosen = with_label(chosen.assign(text=text, n_tasks=chosen["n_tasks"].astype(int)), ["encoder"])
     wide = chosen.pivot(index=["task", "n_tasks", "n"], columns="label", values="text")
     wide = wide.reindex(chosen["task"].unique(), level=0)
     return wide.rename_axis(index=["group", "labels", "records"], columns=None)

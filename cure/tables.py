@@ -120,12 +120,24 @@ def score_view(table: pd.DataFrame, rows: list[str], metric: str = "auroc") -> p
         Text. A score below the support rule stands in parentheses, without interval.
     """
     chosen = table[table["metric"] == metric]
-    text = [
-        f"{r.value:.3f} [{r.lo:.3f}, {r.hi:.3f}]" if r.supported else f"({r.value:.3f})"
-        for r in chosen[["value", "lo", "hi", "supported"]].itertuples()
-    ]
-    wide = chosen.assign(text=text).pivot(index=rows, columns="task", values="text")
-    return wide[list(chosen["task"].unique())].fillna("")
+    wide = chosen.assign(text=_texts(chosen)).pivot(index=rows, columns="task", values="text")
+    tasks = list(chosen["task"].unique())
+    averages = [name for name in tasks if name.startswith("macro")]
+    return wide[averages + [name for name in tasks if name not in averages]].fillna("")
+
+
+def metrics_view(table: pd.DataFrame, encoder: str, head: str) -> pd.DataFrame:
+    """All metrics of one encoder under one head, `value [lo, hi]`, one row per task; `table` holds main rows."""
+    chosen = table[(table["encoder"] == encoder) & (table["head"] == head) & table["prevalence"].notna()]
+    prevalence = [f"{100 * share:.1f} %" for share in chosen["prevalence"]]
+    chosen = chosen.assign(text=_texts(chosen), prevalence=prevalence)
+    wide = chosen.pivot(index=["task", "n_pos", "prevalence"], columns="metric", values="text")
+    return wide.reindex(chosen["task"].unique(), level=0)[list(chosen["metric"].unique())].rename_axis(columns=None)
+
+
+def _texts(table: pd.DataFrame) -> list[str]:
+    rows = table[["value", "lo", "hi", "supported"]].itertuples()
+    return [f"{r.value:.3f} [{r.lo:.3f}, {r.hi:.3f}]" if r.supported else f"({r.value:.3f})" for r in rows]
 
 
 def manifest_view(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -312,3 +312,13 @@ def test_real_records(tmp_path):
     assert df["path"].str.endswith("_hr.hea").sum() == 488
     download.write_manifest(df, tmp_path / "manifest.csv")
     download.verify_manifest(Path(REAL), download.read_manifest(tmp_path / "manifest.csv"))
+
+
+def test_a_mistyped_variable_is_not_taken_for_a_wish_to_download(project, monkeypatch, tmp_path):
+    from cure.cohorts import acquire as stage
+    from cure.config import DownloadConfig, check
+
+    monkeypatch.setenv("CURE_PTBXL_DIR", str(tmp_path / "ptb-xk"))
+    with pytest.raises(CureError, match=r"CURE_PTBXL_DIR names the folder .*ptb-xk, which does not exist"):
+        stage.acquire(check(DownloadConfig, profile="ptbxl-subset", max_id_100=10, max_id_500=0))
+    assert not (tmp_path / "ptb-xk").exists()

@@ -102,6 +102,10 @@ def test_differences_to_the_features_are_those_of_the_table(config, cohort, pred
     assert row["lo"] < row["value"] < row["hi"]
     assert (compared["p_holm"].dropna() >= compared["p"].dropna()).all()
     assert set(compared["encoder"]) == {"e"}
+    view = scores.comparison_view(compared)
+    assert view.loc[("e", "logistic"), "HYP"].startswith(
+        f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}], p = "
+    )
 
 
 def test_the_null_is_a_half_within_test_parts_and_pooling_is_reported_apart(config, cohort, monkeypatch):

@@ -54,3 +54,23 @@ def test_label_groups_are_counted_with_what_is_left_out(cohort):
     assert (table["n"] + table["n_without_label"] == len(cohort)).all()
     assert table.loc["rhythm", "labels"] == 12
     assert (table["labels_supported"] <= table["labels"]).all()
+
+
+def test_views_put_averages_first_and_mark_what_has_no_support():
+    rows = [("AFIB", 0.9, True, 0.1), ("CLBBB", 0.8, False, 0.01), ("macro", 0.85, True, np.nan)]
+    table = pd.DataFrame(rows, columns=["task", "value", "supported", "prevalence"])
+    table = table.assign(
+        lo=table["value"] - 0.1, hi=table["value"] + 0.05, metric="auroc", encoder="e", head="h", n_pos=3
+    )
+    wide = tables.score_view(table, ["encoder", "head"])
+    assert list(wide) == ["macro", "AFIB", "CLBBB"]
+    assert wide.iloc[0].tolist() == ["0.850 [0.750, 0.900]", "0.900 [0.800, 0.950]", "(0.800)"]
+    one = tables.metrics_view(table, "e", "h")
+    assert one.index.tolist() == [("AFIB", 3, "10.0 %"), ("CLBBB", 3, "1.0 %")]
+    assert one["auroc"].tolist() == ["0.900 [0.800, 0.950]", "(0.800)"]
+
+
+def test_the_example_lists_one_statement_and_not_the_other(cohort):
+    row = cohort.example("AFIB", without="SR")
+    assert "AFIB" in cohort.records["labels"][row]
+    assert "SR" not in cohort.records["labels"][row]

@@ -1,5 +1,6 @@
 """Stage `download`: find, fetch or simulate the raw records of a profile."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -33,6 +34,11 @@ def acquire(config: DownloadConfig) -> pd.DataFrame:
                 f"profiles/{config.profile}.yaml: download.n_records is missing; a synthetic cohort needs a size"
             )
         synthetic.write(folder, n_records=config.n_records, seed=config.seed, max_id_500=config.max_id_500)
+    elif not folder.exists() and os.environ.get(paths.RAW_VARIABLES[source]):
+        raise CureError(
+            f"{paths.RAW_VARIABLES[source]} names the folder {folder}, which does not exist: correct it, unset it, or "
+            "create the folder to download into it"
+        )
     manifest = ptbxl.acquire(
         folder,
         max_id_100=config.max_id_100,

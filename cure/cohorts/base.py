@@ -148,9 +148,9 @@ class Cohort:
             raise CureError(f"{(position < 0).sum()} records have no {fs} Hz signal, the first is {first}")
         return packed[position].astype(np.float32) * np.float32(RESOLUTION_MV)
 
-    def example(self, code: str) -> int:
-        """Row of the first record that lists a statement; the first record of all where none does."""
-        return int(self.listed[code].to_numpy().argmax())
+    def example(self, code: str, without: str) -> int:
+        """Row of the first record that lists one statement and not another; the first of all where none does."""
+        return int((self.listed[code] & ~self.listed[without]).to_numpy().argmax())
 
     def binary(self) -> tasks.Labels:
         """Labels of the eleven binary tasks."""
