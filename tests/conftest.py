@@ -23,6 +23,15 @@ def pack_folder(raw: Path, out: Path, scratch: Path, **settings) -> Cohort:
     return Cohort.open(out)
 
 
+@pytest.fixture(autouse=True)
+def _environment():
+    """`notebooks.run` sets the environment of its process, which in the pipeline ends with the stage; here it must not."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def raw_folder(tmp_path_factory) -> Path:
     """160 simulated records at 100 Hz, 20 of them also at 500 Hz, on disk as PTB-XL is. Do not write to it."""
