@@ -25,7 +25,7 @@ def pack_folder(raw: Path, out: Path, scratch: Path, **settings) -> Cohort:
 
 @pytest.fixture(autouse=True)
 def _environment():
-    """`notebooks.run` sets the environment of its process, which in the pipeline ends with the stage; here it must not."""
+    """`notebooks.run` sets the environment of its process, which in the pipeline ends with the stage. Not so here."""
     before = dict(os.environ)
     yield
     os.environ.clear()
