@@ -155,6 +155,12 @@ def limits(report: ReportConfig) -> str:
         "are not part of this version. The whole of PTB-XL is run by `make repro PROFILE=ptbxl` (about 3 GB are "
         "downloaded).",
     ]
+    if config.load(report.profile).cohort.source == "ptbxl":
+        lines.insert(
+            3,
+            "The hand-crafted features were developed with scores on folds 1-8 of the records up to ecg_id 1999 in view: "
+            "where these are tested, the features' scores may be optimistic.",
+        )
     if _rotates(report):
         drop = 0.5 - _table(report.profile, "heads", "null")["mean"].min()
         lines.insert(
