@@ -158,7 +158,7 @@ def limits(report: ReportConfig) -> str:
     if config.load(report.profile).cohort.source == "ptbxl":
         lines.insert(
             3,
-            "The hand-crafted features were developed with scores on folds 1-8 of the records up to ecg_id 1999 in view: "
+            "The hand-crafted features were developed with scores on folds 1-8 of records up to ecg_id 1999 in view: "
             "where these are tested, the features' scores may be optimistic.",
         )
     if _rotates(report):
