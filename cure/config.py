@@ -1,6 +1,7 @@
 """Profiles: which study to run. One YAML file each; a value that does not fit fails here, in seconds."""
 
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
@@ -56,75 +57,6 @@ class StageConfig(_Strict):
         return paths.embeddings(self.profile, self.cohort.name)
 
 
-class DownloadConfig(StageConfig):
-    """Stage `download`: where raw records come from and which of them the study takes."""
-
-    stage = "download"
-
-    n_records: int | None = Field(None, ge=50, le=98_000, description="size of a synthetic cohort")
-    max_id_100: int | None = Field(None, ge=1, description="highest ecg_id taken at 100 Hz; null takes all")
-    max_id_500: int | None = Field(None, ge=0, description="highest ecg_id taken at 500 Hz; null takes all, 0 none")
-    fetch: bool = Field(True, description="get missing PTB-XL files from PhysioNet; false studies what is there")
-    seed: int = Field(0, ge=0, description="seed of the synthetic cohort")
-
-
-class PrepareConfig(StageConfig):
-    """Stage `prepare`: from WFDB files to the packed cohort store."""
-
-    stage = "prepare"
-
-    chunk_size: int = Field(256, ge=1, description="records read per resumable chunk")
-    max_excluded: float = Field(0.02, ge=0, le=1, description="stop when a larger share of records is unusable")
-
-    @property
-    def cohort_folder(self) -> Path:
-        """Folder that this stage writes the store to."""
-        return paths.output(super().cohort_folder, self.stage)
-
-
-class EmbedConfig(StageConfig):
-    """Stage `embed`: frozen encoders and hand-crafted features, applied once to every record."""
-
-    stage = "embed"
-
-    encoders: list[str] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1, description="initialisations of each randomly initialised encoder")
-    poolings: list[Pooling] = Field(min_length=1)
-    batch_size: int = Field(64, ge=1)
-    shard_size: int = Field(512, ge=1, description="records per resumable shard")
-    threads: int = Field(2, ge=1, description="fixed, because sums differ between thread counts")
-
-    @property
-    def embeddings_folder(self) -> Path:
-        """Folder that this stage writes embeddings to."""
-        return paths.output(super().embeddings_folder, self.stage)
-
-
-class HeadsConfig(StageConfig):
-    """Stage `heads`: light classifiers on frozen representations."""
-
-    stage = "heads"
-
-    encoders: list[str] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
-    heads: list[HeadName] = Field(min_length=1, description="fitted on mean-pooled embeddings and on features")
-    poolings: list[Pooling] = Field(min_length=1, description="compared under the logistic head")
-    groups: list[Literal["all", "diag", "sub", "super", "form", "rhythm"]] = Field(
-        description="label groups, logistic head, mean pooling, first seed"
-    )
-    n_draws: int = Field(1000, ge=100, description="patient-cluster bootstrap draws")
-    n_permutations: int = Field(200, ge=100, description="label permutations of the null")
-    seed: int = 0
-
-
-class ReportConfig(StageConfig):
-    """Stage `report`: the paper in one notebook."""
-
-    stage = "report"
-
-    metric: Literal["auroc", "auprc"] = Field("auroc", description="metric of the headline and the main table")
-
-
 class Profile(_Strict):
     """A whole profile file."""
 
@@ -132,18 +64,26 @@ class Profile(_Strict):
     cohort: CohortConfig
     download: dict = {}
     prepare: dict = {}
+    pretrain: dict = {}
     embed: dict = {}
     heads: dict = {}
+    finetune: dict = {}
+    structure: dict = {}
+    explain: dict = {}
     report: dict = {}
 
 
-#: Stage name -> number of its notebook and its settings. The order is the pipeline's.
-STAGES: dict[str, tuple[str, type[StageConfig]]] = {
-    "download": ("01", DownloadConfig),
-    "prepare": ("02", PrepareConfig),
-    "embed": ("04", EmbedConfig),
-    "heads": ("05", HeadsConfig),
-    "report": ("10", ReportConfig),
+#: Stage name -> number of its notebook, in the pipeline's order. Settings of a stage: `cure/settings/<stage>.py`.
+STAGES = {
+    "download": "01",
+    "prepare": "02",
+    "pretrain": "03",
+    "embed": "04",
+    "heads": "05",
+    "finetune": "06",
+    "structure": "08",
+    "explain": "09",
+    "report": "10",
 }
 
 AnyStage = TypeVar("AnyStage", bound=StageConfig)
@@ -176,9 +116,14 @@ def load(profile: str) -> Profile:
     return _read(path, path.stat().st_mtime_ns)
 
 
+def settings(stage: str) -> type[StageConfig]:
+    """Class of a stage's settings. Looked up by name: no stage depends on another's settings."""
+    return getattr(import_module(f"cure.settings.{stage}"), f"{stage.capitalize()}Config")
+
+
 def parameters(stage: str, profile: str) -> dict:
     """Settings of one stage in one profile, as papermill injects them: all of them, defaults included."""
-    return check(STAGES[stage][1], profile=profile, **getattr(load(profile), stage)).model_dump()
+    return check(settings(stage), profile=profile, **getattr(load(profile), stage)).model_dump()
 
 
 def check(model: type[AnyStage], **settings: object) -> AnyStage:

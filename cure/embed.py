@@ -19,11 +19,11 @@ from torch import Tensor
 
 from cure import models, paths
 from cure.cohorts.base import Cohort
-from cure.config import EmbedConfig
 from cure.errors import CureError
 from cure.features import ecg_features
 from cure.models import Encoder
 from cure.paths import atomic
+from cure.settings.embed import EmbedConfig
 from cure.shards import Arrays, compute_shards, fingerprint
 
 FEATURES = "ecg-features"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from cure import config, paths, plots, scores, tables
-from cure.config import ReportConfig
 from cure.embed import FEATURES
+from cure.settings.report import ReportConfig
 from cure.tasks import TITLES
 
 METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC"}
@@ -18,7 +18,7 @@ def _table(profile: str, stage: str, name: str) -> pd.DataFrame:
 
 def notebook_name(stage: str) -> str:
     """Name of a stage's notebook without its ending, as reports and pages are called."""
-    return f"{config.STAGES[stage][0]}_{stage}"
+    return f"{config.STAGES[stage]}_{stage}"
 
 
 def source(profile: str, stage: str, name: str) -> str:

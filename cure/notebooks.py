@@ -35,7 +35,7 @@ _KERNEL = Config({"KernelManager": {"transport": "ipc" if os.name == "posix" els
 
 def file_name(stage: str) -> str:
     """File name of a stage's notebook."""
-    return f"{config.STAGES[stage][0]}_{stage}.ipynb"
+    return f"{config.STAGES[stage]}_{stage}.ipynb"
 
 
 def clean() -> list[Path]:

@@ -13,12 +13,12 @@ import pandas as pd
 from cure import embed, tasks
 from cure.bootstrap import label_permutations
 from cure.cohorts.base import Cohort
-from cure.config import HeadsConfig
 from cure.embed import FEATURES, Representation
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES
 from cure.heads import Job, out_of_fold, permuted_scores
 from cure.paths import atomic
+from cure.settings.heads import HeadsConfig
 from cure.splits import Split
 
 #: Patients that must share a number of records for their labels to be permuted in blocks.

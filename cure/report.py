@@ -16,9 +16,9 @@ from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
 from cure import config, findings, paths, plots, resources, tables
-from cure.config import ReportConfig
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES
+from cure.settings.report import ReportConfig
 from cure.tasks import TITLES
 
 _UNITS = {"wall_s": "wall time (s)", "cpu_s": "CPU time (s)", "peak_rss_mb": "peak memory (MB)", "cpu": "processor"}

@@ -6,9 +6,9 @@ import pandas as pd
 from cure import predictions
 from cure.bootstrap import null_auroc
 from cure.cohorts.base import Cohort
-from cure.config import HeadsConfig
 from cure.embed import FEATURES
 from cure.evaluate import compare, evaluate
+from cure.settings.heads import HeadsConfig
 from cure.splits import Split
 from cure.tasks import BINARY, SUPERCLASSES
 

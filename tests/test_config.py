@@ -2,8 +2,9 @@ import pytest
 import yaml
 
 from cure import config
-from cure.config import EmbedConfig, check
+from cure.config import check
 from cure.errors import CureError
+from cure.settings.embed import EmbedConfig
 
 
 @pytest.mark.parametrize("profile", config.profiles())

@@ -316,7 +316,8 @@ def test_real_records(tmp_path):
 
 def test_a_mistyped_variable_is_not_taken_for_a_wish_to_download(project, monkeypatch, tmp_path):
     from cure.cohorts import acquire as stage
-    from cure.config import DownloadConfig, check
+    from cure.config import check
+    from cure.settings.download import DownloadConfig
 
     monkeypatch.setenv("CURE_PTBXL_DIR", str(tmp_path / "ptb-xk"))
     with pytest.raises(CureError, match=r"CURE_PTBXL_DIR names the folder .*ptb-xk, which does not exist"):

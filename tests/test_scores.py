@@ -4,8 +4,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cure import scores, tables
-from cure.config import HeadsConfig
 from cure.embed import FEATURES
+from cure.settings.heads import HeadsConfig
 from cure.tasks import BINARY
 
 

@@ -8,9 +8,9 @@ import wfdb
 
 from cure import paths
 from cure.cohorts import ptbxl, synthetic
-from cure.config import DownloadConfig
 from cure.download import write_manifest
 from cure.errors import CureError
+from cure.settings.download import DownloadConfig
 
 
 def acquire(config: DownloadConfig) -> pd.DataFrame:

@@ -13,10 +13,10 @@ import wfdb
 from cure import paths
 from cure.cohorts import ptbxl
 from cure.cohorts.base import RECORD_COLUMNS, RESOLUTION_MV, Cohort
-from cure.config import PrepareConfig
 from cure.download import read_manifest, sha256_file, verify_manifest
 from cure.errors import CureError
 from cure.paths import atomic
+from cure.settings.prepare import PrepareConfig
 from cure.shards import Arrays, compute_shards, fingerprint
 from cure.signals import LEADS
 
