@@ -132,6 +132,20 @@ def _r_peaks(magnitude: Float) -> tuple[Int, Int]:
     return np.repeat(np.arange(len(magnitude)), [len(at) for at in found[1:]]), np.concatenate(found)
 
 
+def r_peaks(signals: Float, fs: float) -> tuple[Int, Float]:
+    """R peaks of every record: (beats,) position of its record and (beats,) time in s, in order.
+
+    Parameters
+    ----------
+    signals : (n, 12, samples) array
+        mV.
+    fs : float
+        Hz.
+    """
+    record, at = _r_peaks(_clean(signals, fs)[1])
+    return record, at / FS
+
+
 def align(signals: Float, fs: float) -> tuple[Float, Int, Float, Columns]:
     """(beats, 12, window) beats of the median, (beats,) their record, (n, 12, window) median, rhythm columns."""
     n = len(signals)

@@ -12,6 +12,7 @@ from cure import paths
 from cure.errors import CureError
 
 Pooling = Literal["mean", "max", "min", "last"]
+Weights = Literal["ssl-folds", "ssl-simulated"]
 HeadName = Literal["logistic", "mlp", "xgboost"]
 
 
@@ -55,6 +56,19 @@ class StageConfig(_Strict):
     def embeddings_folder(self) -> Path:
         """Folder of the cohort's embeddings."""
         return paths.embeddings(self.profile, self.cohort.name)
+
+    @property
+    def weights_folder(self) -> Path:
+        """Folder of the weights that stage `pretrain` made."""
+        return paths.weights(self.profile)
+
+
+class RepresentationConfig(StageConfig):
+    """A stage with its own choice of representations."""
+
+    encoders: list[str] = Field(min_length=1, description="architectures taken with random weights")
+    seeds: list[int] = Field(min_length=1, description="initialisations of each")
+    pretrained: list[Weights] = Field([], description="weights that stage `pretrain` made of its encoder")
 
 
 class Profile(_Strict):

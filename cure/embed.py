@@ -19,12 +19,14 @@ from torch import Tensor
 
 from cure import models, paths
 from cure.cohorts.base import Cohort
+from cure.config import RepresentationConfig, StageConfig, check, parameters
 from cure.errors import CureError
 from cure.features import ecg_features
 from cure.models import Encoder
 from cure.paths import atomic
 from cure.settings.embed import EmbedConfig
 from cure.shards import Arrays, compute_shards, fingerprint
+from cure.splits import Split
 
 FEATURES = "ecg-features"
 MAIN_FEATURES = ("heart_rate_bpm", "rr_cv", "pr_ms", "qrs_ms", "qt_ms", "qrs_axis_deg")
@@ -32,7 +34,7 @@ MAIN_FEATURES = ("heart_rate_bpm", "rr_cv", "pr_ms", "qrs_ms", "qt_ms", "qrs_axi
 
 @dataclass(frozen=True)
 class Representation:
-    """What a row of a table was computed from. `seed` is that of random weights; features have neither."""
+    """What a row of a table was computed from. `seed` is that of initialisation or training; features have none."""
 
     encoder: str
     weights: str
@@ -40,46 +42,103 @@ class Representation:
 
     @property
     def folder(self) -> str:
-        """Name of its folder below the cohort's embeddings."""
+        """Name of its folder below the cohort's embeddings, and below the weights if it was trained."""
         return self.encoder if self.encoder == FEATURES else f"{self.encoder}-{self.weights}-{self.seed}"
 
     @property
+    def per_split(self) -> bool:
+        """Whether each outer split has weights, and so embeddings, of its own."""
+        return self.weights == "ssl-folds"
+
+    @property
     def contaminated(self) -> str:
-        """Whether the weights have seen the evaluation cohort: untrained weights and formulas have seen none."""
+        """Whether the weights have seen the evaluation cohort: those made here have seen no test record."""
         return "no"
 
 
-def representations(encoders: list[str], seeds: list[int]) -> list[Representation]:
-    """Every random initialisation of every encoder, then the hand-crafted features."""
-    random = [Representation(name, "random", seed) for name in encoders for seed in seeds]
-    return [*random, Representation(FEATURES, "none", 0)]
+def representations(config: StageConfig) -> list[Representation]:
+    """What a profile extracts: pre-trained weights, all random initialisations, hand-crafted features.
+
+    A stage that has its own choice (`RepresentationConfig`) uses that.
+    """
+    chosen = config if isinstance(config, RepresentationConfig) else study(config)
+    made = parameters("pretrain", config.profile)
+    trained = [Representation(made["encoder"], name, seed) for name in chosen.pretrained for seed in made["seeds"]]
+    random = [Representation(name, "random", seed) for name in chosen.encoders for seed in chosen.seeds]
+    return [*trained, *random, Representation(FEATURES, "none", 0)]
 
 
-def embed_all(config: EmbedConfig, cohort: Cohort) -> pd.DataFrame:
+def study(config: StageConfig) -> EmbedConfig:
+    """The profile's settings of stage `embed`."""
+    return check(EmbedConfig, **parameters("embed", config.profile))
+
+
+def load_encoder(config: StageConfig, one: Representation, split: Split | None = None) -> Encoder:
+    """Build an encoder with the weights that may be used in an outer split.
+
+    Raises
+    ------
+    CureError
+        If the weights are not there, or differ per split and no split is given.
+    """
+    if one.weights == "random":
+        return models.load(one.encoder, "random", one.seed)
+    return models.load(one.encoder, config.weights_folder / one.folder / f"{_part(one, split)}.safetensors")
+
+
+def _part(one: Representation, split: Split | None) -> str:
+    if not one.per_split:
+        return "all"
+    if split is None:
+        raise CureError(f"{one.folder} has weights for each outer split: say which split")
+    return split.name.replace(" ", "-")
+
+
+def embed_all(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
     """Extract every representation of a profile.
 
     Returns
     -------
     DataFrame
-        What was extracted: encoder, weights, seed, parameters, dim, poolings, the weights' hash.
+        What was extracted: encoder, weights, seed, parameters, dim, poolings, the weights' hash; where each outer split
+        has weights of its own, the hash is the first one's.
     """
     torch.set_num_threads(config.threads)
     models.check(config.encoders)
     rows = []
-    for one in representations(config.encoders, config.seeds):
+    for one in representations(config):
         out, scratch = config.embeddings_folder / one.folder, paths.scratch(config.profile, "embed") / one.folder
-        sizes = {"batch_size": config.batch_size, "shard_size": config.shard_size}
         row = {"encoder": one.encoder, "weights": one.weights, "seed": one.seed}
         if one.encoder == FEATURES:
             features = extract_features(cohort, out, scratch, shard_size=config.shard_size)
             row |= {"parameters": 0, "dim": features.shape[1], "poolings": "none", "license": "MIT", "sha256": ""}
         else:
-            encoder = models.load(one.encoder, one.weights, one.seed)
-            extract(cohort, encoder, list(config.poolings), out, scratch, label=one.folder, **sizes)
+            for split in splits if one.per_split else splits[:1]:
+                encoder = load_encoder(config, one, split)
+                folder, label = _folder(out, one, split), f"{one.folder} {split.name if one.per_split else ''}".strip()
+                sizes = {"batch_size": config.batch_size, "shard_size": config.shard_size}
+                extract(cohort, encoder, list(config.poolings), folder, scratch, label=label, **sizes)
+            encoder = load_encoder(config, one, splits[0])
             row |= {"parameters": encoder.n_parameters(), "dim": encoder.dim, "poolings": ", ".join(config.poolings)}
             row |= {"license": encoder.license, "sha256": encoder.weights_sha256()[:12]}
         rows.append({**row, "contaminated": one.contaminated})
     return pd.DataFrame(rows)
+
+
+def _folder(out: Path, one: Representation, split: Split | None) -> Path:
+    return out / _part(one, split) if one.per_split else out
+
+
+def read_split(
+    config: StageConfig, one: Representation, pooling: str, cohort: Cohort, split: Split | None
+) -> np.ndarray:
+    """Embeddings of all records as they may be used in one outer split, (n_records, dim) float32.
+
+    Where weights differ per split these are by the encoder that has not seen the split's validation and test records.
+    Features have no pooling: for them it is ignored.
+    """
+    pooling = "none" if one.encoder == FEATURES else pooling
+    return read(_folder(config.embeddings_folder / one.folder, one, split), pooling, cohort)
 
 
 def pool(tokens: Tensor, pooling: str) -> Tensor:
@@ -246,26 +305,34 @@ def measured_share(features: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"feature": count.index, "measured": count.to_numpy(), "share": share, "n": len(features)})
 
 
-def spread(config: EmbedConfig, cohort: Cohort) -> pd.DataFrame:
-    """In how many directions the records of a cohort differ, per encoder and pooling, averaged over initialisations.
+def spread(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
+    """In how many directions the records of a cohort differ, averaged over initialisations and over weights per split.
 
     The participation ratio of the eigenvalues l of the covariance of standardised embeddings, (sum l)^2 / sum l^2: 1
     when all records lie on a line, `dim` when they fill the space evenly.
     """
     rows = []
-    for one in representations(config.encoders, config.seeds):
+    for one in representations(config):
         for pooling in ["none"] if one.encoder == FEATURES else config.poolings:
-            x = read(config.embeddings_folder / one.folder, pooling, cohort).astype(np.float64)
-            x = np.where(np.isnan(x), np.nanmedian(x, axis=0), x)
-            x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
-            gram = x.T @ x
-            ratio = np.trace(gram) ** 2 / (gram**2).sum()
-            rows.append({"encoder": one.encoder, "pooling": pooling, "dim": x.shape[1], "value": ratio})
-    table = pd.DataFrame(rows).groupby(["encoder", "pooling", "dim"], sort=False, as_index=False)["value"].mean()
+            for split in splits if one.per_split else splits[:1]:
+                x = read_split(config, one, pooling, cohort, split).astype(np.float64)
+                row = {"encoder": one.encoder, "weights": one.weights, "pooling": pooling, "dim": x.shape[1]}
+                rows.append({**row, "value": _participation(x)})
+    names = ["encoder", "weights", "pooling", "dim"]
+    table = pd.DataFrame(rows).groupby(names, sort=False, as_index=False)["value"].mean()
     return table.assign(cohort=cohort.name, metric="participation_ratio", n=len(cohort))
+
+
+def _participation(x: np.ndarray) -> float:
+    x = np.where(np.isnan(x), np.nanmedian(x, axis=0), x)
+    x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
+    gram = x.T @ x
+    return float(np.trace(gram) ** 2 / (gram**2).sum())
 
 
 def spread_view(table: pd.DataFrame) -> pd.DataFrame:
     """Participation ratios with one decimal, encoder by pooling."""
-    wide = table.pivot(index=["encoder", "dim"], columns="pooling", values="value")[list(table["pooling"].unique())]
+    wide = table.pivot(index=["encoder", "weights", "dim"], columns="pooling", values="value")[
+        list(table["pooling"].unique())
+    ]
     return wide.map(lambda value: f"{value:.1f}" if value == value else "").rename_axis(columns=None)

@@ -7,7 +7,7 @@ a proper score defined for any labels; the threshold maximises F1.
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import joblib
@@ -169,11 +169,12 @@ _FITS = {"logistic": _logistic, "mlp": _mlp, "xgboost": _xgboost}
 class Job:
     """One representation under one head on some tasks: all its scores come out of one call.
 
-    `key` holds the columns of the predictions table that say what this is.
+    `key` holds the columns of the predictions table that say what this is; `x` the (n_records, dim) array of each
+    split by name, one and the same where the representation does not differ between splits.
     """
 
     key: dict
-    x: np.ndarray
+    x: Mapping[str, np.ndarray]
     head: str
     names: list[str]
     y: np.ndarray
@@ -200,12 +201,12 @@ def out_of_fold(jobs: list[Job], splits: list[Split], record_id: np.ndarray, *, 
     """
     units, work = [], []
     for job in jobs:
-        x = job.x[
-            job.rows
-        ]  # one array a job, so that joblib shares it between workers instead of sending it with each fit
+        # One array for each that differs, so that joblib shares it between workers instead of sending it with each fit.
+        arrays = {id(x): x[job.rows] for x in job.x.values()}
         for split in (split.restrict(job.rows) for split in splits):
             for task in range(len(job.names)):
                 units.append((job, task, split))
+                x = arrays[id(job.x[split.name])]
                 work.append(joblib.delayed(_score)(job.head, x, job.y[:, task], split, seed))
     parallel = joblib.Parallel(n_jobs=joblib.cpu_count(), return_as="generator")
     fits = list(progress(parallel(work), desc="heads", total=len(units), unit="fit"))

@@ -61,6 +61,11 @@ def embeddings(profile: str, cohort_name: str) -> Path:
     return root() / "data" / "embeddings" / profile / cohort_name
 
 
+def weights(profile: str) -> Path:
+    """Weights that a profile pre-trained."""
+    return root() / "data" / "weights" / profile
+
+
 def stage(profile: str, name: str) -> Path:
     """Tables, figures, predictions and the executed notebook of one stage: all of it a DVC output, cached."""
     return root() / "data" / "stages" / profile / name

@@ -13,6 +13,7 @@ import pandas as pd
 from cure import embed, tasks
 from cure.bootstrap import label_permutations
 from cure.cohorts.base import Cohort
+from cure.config import StageConfig
 from cure.embed import FEATURES, Representation
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES
@@ -25,25 +26,29 @@ from cure.splits import Split
 _MIN_BLOCKS = 10
 
 
-def _read(config: HeadsConfig, cohort: Cohort, one: Representation, pooling: str) -> np.ndarray:
-    return embed.read(config.embeddings_folder / one.folder, "none" if one.encoder == FEATURES else pooling, cohort)
+def _read(
+    config: HeadsConfig, cohort: Cohort, splits: list[Split], one: Representation, pooling: str
+) -> dict[str, np.ndarray]:
+    if one.per_split:
+        return {split.name: embed.read_split(config, one, pooling, cohort, split) for split in splits}
+    return dict.fromkeys((split.name for split in splits), embed.read_split(config, one, pooling, cohort, None))
 
 
-def _job(config: HeadsConfig, one: Representation, pooling: str, head: str, x: np.ndarray, labels: tasks.Labels) -> Job:
-    key = {
+def key(config: StageConfig, one: Representation, pooling: str, head: str, strategy: str = "frozen") -> dict:
+    """Columns that say what a prediction is of, in the order of every table."""
+    return {
         "cohort": config.cohort.name,
         "protocol": "sound",
         "encoder": one.encoder,
         "weights": one.weights,
         "pooling": "none" if one.encoder == FEATURES else pooling,
         "head": head,
-        "strategy": "frozen",
+        "strategy": strategy,
         "leads": "12",
         "fraction": np.float32(1),
         "seed": np.int16(one.seed),
         "contaminated": one.contaminated,
     }
-    return Job(key, x, head, labels.names, labels.y, labels.rows)
 
 
 def fittable(labels: tasks.Labels, splits: list[Split]) -> tasks.Labels:
@@ -62,29 +67,30 @@ def binary(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataF
     """
     labels = fittable(cohort.binary(), splits)
     jobs = []
-    for one in embed.representations(config.encoders, config.seeds):
+    for one in embed.representations(config):
         poolings = ["mean"] if one.encoder == FEATURES else list(dict.fromkeys(["mean", *config.poolings]))
         for pooling in poolings:
-            x = _read(config, cohort, one, pooling)
-            heads = config.heads if pooling == "mean" else [h for h in config.heads if h == "logistic"]
-            jobs += [_job(config, one, pooling, head, x, labels) for head in heads]
+            x = _read(config, cohort, splits, one, pooling)
+            for head in config.heads if pooling == "mean" else [h for h in config.heads if h == "logistic"]:
+                jobs.append(Job(key(config, one, pooling, head), x, head, labels.names, labels.y, labels.rows))
     return out_of_fold(jobs, splits, cohort.records["record_id"].to_numpy(), seed=config.seed)
 
 
 def groups(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
-    """Test-fold scores of the label groups: logistic head, mean pooling, the first initialisation of each encoder.
+    """Test-fold scores of the label groups: logistic head, mean pooling, the first seed of each encoder and weights.
 
     Labels with fewer than `MIN_POSITIVES` positive test records, or with a training part that lacks a class, are left
     out: by the support rule they enter no average. Tasks are named `group/label`.
     """
     jobs = []
-    for one, name in product(embed.representations(config.encoders, config.seeds[:1]), config.groups):
+    first = {(one.encoder, one.weights): one for one in reversed(embed.representations(config))}
+    for one, name in product(reversed(first.values()), config.groups):
         labels = fittable(cohort.group(name), splits)
         tested = np.concatenate([split.restrict(labels.rows).test for split in splits])
         enough = labels.y[tested].sum(axis=0) >= MIN_POSITIVES
         names = [f"{name}/{label}" for label, keep in zip(labels.names, enough, strict=True) if keep]
-        supported = tasks.Labels(names, labels.y[:, enough], labels.rows)
-        jobs.append(_job(config, one, "mean", "logistic", _read(config, cohort, one, "mean"), supported))
+        x = _read(config, cohort, splits, one, "mean")
+        jobs.append(Job(key(config, one, "mean", "logistic"), x, "logistic", names, labels.y[:, enough], labels.rows))
     return out_of_fold(jobs, splits, cohort.records["record_id"].to_numpy(), seed=config.seed)
 
 
@@ -93,20 +99,20 @@ def null_scores(
 ) -> Iterator[tuple[dict, list[tuple[np.ndarray, np.ndarray]]]]:
     """Retrain a linear probe on permuted labels: what scores it reaches when there is nothing to learn.
 
-    The probe is a ridge regression on the first representation of the profile, mean pooling. Labels change places
+    The probe is a ridge regression on the first random encoder of the profile, mean pooling. Labels change places
     between patients with equally many records and in the same part of the splits, so that prevalence per part stays as
     it is.
 
     Yields
     ------
-    key : dict
+    about : dict
         Columns that say what was retrained on which task.
     parts : list of (labels, scores)
         Per split, permuted labels and scores of the test records, both (n_tested, n_permutations).
     """
     rng = np.random.default_rng(config.seed)
-    one = embed.representations(config.encoders, config.seeds)[0]
-    x = _read(config, cohort, one, "mean")
+    one = next(one for one in embed.representations(config) if one.weights == "random")
+    x = embed.read_split(config, one, "mean", cohort, None)
     labels = fittable(cohort.binary(), splits)
     patients = cohort.records["patient_id"].to_numpy()
     parts = [splits[0].train, splits[0].val, splits[0].test] if len(splits) == 1 else [split.test for split in splits]
@@ -119,8 +125,8 @@ def null_scores(
             ).T
         scores = permuted_scores(x, permuted.astype(np.float32), splits)
         what = {"encoder": one.encoder, "weights": one.weights, "pooling": "mean", "head": "ridge", "seed": one.seed}
-        key = {"cohort": cohort.name, **what, "task": task, "metric": "auroc", "n_pos": int(y[tested].sum())}
-        yield key, [(permuted[split.test], scores[split.test]) for split in splits]
+        about = {"cohort": cohort.name, **what, "task": task, "metric": "auroc", "n_pos": int(y[tested].sum())}
+        yield about, [(permuted[split.test], scores[split.test]) for split in splits]
 
 
 def save(predictions: pd.DataFrame, folder: Path, name: str) -> None:

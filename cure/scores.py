@@ -6,7 +6,9 @@ import pandas as pd
 from cure import predictions
 from cure.bootstrap import null_auroc
 from cure.cohorts.base import Cohort
+from cure.config import parameters
 from cure.embed import FEATURES
+from cure.errors import CureError
 from cure.evaluate import compare, evaluate
 from cure.settings.heads import HeadsConfig
 from cure.splits import Split
@@ -59,6 +61,25 @@ def against_features(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFram
     )
 
 
+def against_random(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Paired AUROC differences of pre-trained weights to the same architecture untrained, averaged over its seeds.
+
+    Mean pooling; one comparison per kind of weights, head and task, Holm-adjusted over the table. This is what
+    pre-training adds to a random network; what it adds to measured features stands in `against_features`.
+    """
+    if not config.pretrained:
+        raise CureError("no pre-trained weights are part of this profile: list them in its heads section")
+    encoder = parameters("pretrain", config.profile)["encoder"]
+    plain = predicted[(predicted["encoder"] == encoder) & (predicted["pooling"] == "mean")].drop(columns="setting")
+    folded = _fold_seeds(plain, config.seeds)
+    pairs = [({"weights": name}, {"weights": "random"}) for name in config.pretrained]
+    patients = cohort.records.set_index("record_id")["patient_id"]
+    macros = _seed_macros(list(plain["task"].unique()), config.seeds)
+    table = compare(folded, pairs, patients, seed=config.seed, macros=macros, per_task=False)
+    unsaid = ["n_pos", "n_pos_patients", "prevalence", "n_tasks"]
+    return table.assign(seed=MEAN, comparator="random").drop(columns=unsaid)
+
+
 def groups_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
     """Metrics of every supported label of the label groups, and a macro row per group."""
     macros = {str(g): [t for t in predicted["task"].unique() if t.split("/")[0] == g] for g in config.groups}
@@ -95,15 +116,15 @@ def main_rows(table: pd.DataFrame, metric: str | None = "auroc") -> pd.DataFrame
 def comparison_view(table: pd.DataFrame) -> pd.DataFrame:
     """Differences as a paper prints them: `difference [lo, hi]` and Holm's p, encoder and head by task."""
     text = [f"{r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}], p = {r.p_holm:.2g}" for r in table.itertuples()]
-    wide = table.assign(text=text).pivot(index=["encoder", "head"], columns="task", values="text")
+    wide = table.assign(text=text).pivot(index=["encoder", "weights", "head"], columns="task", values="text")
     tasks = [*MACROS, *(task for task in table["task"].unique() if task not in MACROS)]
     return wide[tasks].rename_axis(columns=None)
 
 
 def with_label(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Add `label`: the named columns in one text, and `random` beside encoders that were never trained."""
+    """Add `label`: the named columns in one text, and the weights of encoders beside it."""
     text = table[columns].astype(str).agg(", ".join, axis=1)
-    return table.assign(label=text.where(table["weights"] != "random", text + " (random)"))
+    return table.assign(label=text.where(table["weights"] == "none", text + " (" + table["weights"].astype(str) + ")"))
 
 
 def pooling_view(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
@@ -127,12 +148,13 @@ def group_view(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
 def _fold_seeds(predicted: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
     """Turn the seed into a part of the task's name, so that the average over seeds is a macro average.
 
-    What has one seed only (features) stands for itself under each.
+    What was made once (features, weights of one pre-training) stands for itself under each seed.
     """
-    once = predicted[predicted["encoder"] == FEATURES]
-    many = predicted[predicted["encoder"] != FEATURES]
-    frames = [many, *(once.assign(seed=np.int16(seed)) for seed in seeds)]
-    folded = pd.concat(frames, ignore_index=True)
+    counts = predicted.groupby(["encoder", "weights"], observed=True)["seed"].transform("nunique")
+    if not counts.isin([1, len(seeds)]).all():
+        raise CureError(f"pre-training seeds must be one, or as many as the {len(seeds)} of the random encoders")
+    many, once = predicted[counts > 1], predicted[counts == 1]
+    folded = pd.concat([many, *(once.assign(seed=np.int16(seed)) for seed in seeds)], ignore_index=True)
     names = folded["task"].astype(str) + _SEED + folded["seed"].astype(str)
     return folded.assign(task=names.astype("category")).drop(columns="seed")
 

@@ -58,10 +58,18 @@ TINY = {
     "cohort": {"name": "tiny", "title": "320 simulated ECGs", "source": "synthetic", "split": "rotate"},
     "download": {"n_records": 320, "max_id_500": 10, "seed": 3},
     "prepare": {},
-    "embed": {"encoders": ["resnet1d"], "seeds": [0, 1], "poolings": ["mean", "max"], "shard_size": 100},
-    "heads": {
-        "encoders": ["resnet1d"],
+    "pretrain": {"weights": ["ssl-folds", "ssl-simulated"], "epochs": 2, "n_simulated": 200, "batch_size": 64},
+    "embed": {
+        "encoders": ["leadcnn"],
         "seeds": [0, 1],
+        "pretrained": ["ssl-folds", "ssl-simulated"],
+        "poolings": ["mean", "max"],
+        "shard_size": 100,
+    },
+    "heads": {
+        "encoders": ["leadcnn"],
+        "seeds": [0, 1],
+        "pretrained": ["ssl-folds", "ssl-simulated"],
         "heads": ["logistic", "xgboost"],
         "poolings": ["mean", "max"],
         "groups": ["super"],

@@ -100,7 +100,14 @@ def test_out_of_fold_scores_every_record_once_with_a_head_that_did_not_see_it(co
     labels = cohort.binary()
     chosen = [labels.names.index("NORM"), labels.names.index("MI")]
     x = np.random.default_rng(0).normal(size=(len(cohort), 6)).astype(np.float32)
-    job = Job({"encoder": "e"}, x, "logistic", ["NORM", "MI"], labels.y[:, chosen], labels.rows)
+    job = Job(
+        {"encoder": "e"},
+        dict.fromkeys((s.name for s in splits), x),
+        "logistic",
+        ["NORM", "MI"],
+        labels.y[:, chosen],
+        labels.rows,
+    )
     record_id = cohort.records["record_id"].to_numpy()
     table = out_of_fold([job], splits, record_id)
     assert len(table) == 2 * len(cohort)
@@ -113,6 +120,19 @@ def test_out_of_fold_scores_every_record_once_with_a_head_that_did_not_see_it(co
         np.testing.assert_allclose(mine[record_id[splits[2].test]], direct.score(x[splits[2].test]), rtol=1e-5)
 
 
+def test_each_split_is_fitted_and_tested_on_its_own_embeddings(cohort):
+    splits = make_splits(cohort.records, "rotate")
+    y = cohort.binary().y[:, :1]
+    rng = np.random.default_rng(0)
+    informative, noise = (y + 0.1 * rng.normal(size=(len(cohort), 2)), rng.normal(size=(len(cohort), 2)))
+    arrays = {split.name: informative if i == 3 else noise for i, split in enumerate(splits)}
+    job = Job({"encoder": "e"}, arrays, "logistic", ["NORM"], y, np.arange(len(cohort)))
+    table = out_of_fold([job], splits, np.arange(len(cohort)))
+    score = {name: auroc(rows["y"], rows["score"]) for name, rows in table.groupby("split", observed=True)}
+    assert score.pop(splits[3].name) > 0.99
+    assert max(score.values()) < 0.9
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_shuffled_labels_score_a_half_through_the_code_that_makes_the_tables(name):
     # The embedding knows the true label; heads see permuted ones. Averaged within test parts over many tasks, 0.50.
@@ -122,8 +142,10 @@ def test_shuffled_labels_score_a_half_through_the_code_that_makes_the_tables(nam
     x = np.column_stack([y + 0.1 * rng.normal(size=n), rng.normal(size=(n, 3))]).astype(np.float32)
     permuted = np.column_stack([rng.permutation(y) for _ in range(n_tasks)])
     folds = pd.DataFrame({"fold": np.arange(n) % 10 + 1, "patient_id": np.arange(n)})
-    job = Job({"encoder": "e"}, x, name, [str(i) for i in range(n_tasks)], permuted, np.arange(n))
-    table = out_of_fold([job], make_splits(folds, "rotate"), np.arange(n))
+    splits = make_splits(folds, "rotate")
+    per_split = dict.fromkeys((split.name for split in splits), x)
+    job = Job({"encoder": "e"}, per_split, name, [str(i) for i in range(n_tasks)], permuted, np.arange(n))
+    table = out_of_fold([job], splits, np.arange(n))
     scores = [auroc(part["y"], part["score"]) for _, part in table.groupby(["task", "split"], observed=True)]
     assert len(scores) == 5 * n_tasks
     assert abs(np.mean(scores) - 0.5) < 4 * np.std(scores) / np.sqrt(len(scores))

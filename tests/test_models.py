@@ -41,7 +41,7 @@ def test_the_seed_decides_the_weights_and_nothing_else_does(name):
 
 
 def test_unknown_names_and_weights_are_errors_that_list_the_known():
-    with pytest.raises(CureError, match="unknown encoder 'resnet': choose from resnet1d, vit1d"):
+    with pytest.raises(CureError, match="unknown encoder 'resnet': choose from leadcnn, resnet1d, resnet1d_wang"):
         models.load("resnet")
     with pytest.raises(CureError, match="has no weights 'hub'"):
         models.load("resnet1d", weights="hub")

@@ -5,6 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from cure import scores, tables
 from cure.embed import FEATURES
+from cure.errors import CureError
 from cure.settings.heads import HeadsConfig
 from cure.tasks import BINARY
 
@@ -85,10 +86,10 @@ def test_a_task_without_support_has_no_interval_and_enters_no_macro(table):
     others = [pick(table, task=task, **wanted)["value"] for task in BINARY if task != "CLBBB"]
     assert macro["n_tasks"] == len(BINARY) - 1
     assert macro["value"] == pytest.approx(np.mean(others))
-    view = tables.score_view(scores.main_rows(table), ["encoder", "head"])
+    view = tables.score_view(scores.main_rows(table), ["encoder", "weights", "head"])
     both = [pick(table, encoder="e", seed=s, task="CLBBB", metric="auroc")["value"] for s in (0, 1)]
     assert row["value"] == pytest.approx(np.mean(both))
-    assert view.loc[("e", "logistic"), "CLBBB"] == f"({np.mean(both):.3f})"
+    assert view.loc[("e", "random", "logistic"), "CLBBB"] == f"({np.mean(both):.3f})"
     assert "[" in view["AFIB"].iloc[0]
 
 
@@ -103,9 +104,36 @@ def test_differences_to_the_features_are_those_of_the_table(config, cohort, pred
     assert (compared["p_holm"].dropna() >= compared["p"].dropna()).all()
     assert set(compared["encoder"]) == {"e"}
     view = scores.comparison_view(compared)
-    assert view.loc[("e", "logistic"), "HYP"].startswith(
+    assert view.loc[("e", "random", "logistic"), "HYP"].startswith(
         f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}], p = "
     )
+
+
+def test_pre_training_is_compared_with_all_its_random_twins(config, cohort, predicted):
+    """Weights of one pre-training stand against the mean of both initialisations, on the same patients."""
+    rng = np.random.default_rng(1)
+    twin = predicted[predicted["encoder"] == "e"].assign(encoder="leadcnn")
+    once = twin[twin["seed"] == 0]
+    better = 1 / (1 + np.exp(-(once["y"] + 0.5 * rng.normal(size=len(once)))))
+    both = pd.concat([twin, once.assign(weights="ssl-folds", score=better)], ignore_index=True)
+    chosen = config.model_copy(update={"pretrained": ["ssl-folds"]})
+    gained = scores.against_random(chosen, cohort, both)
+    row = pick(gained, task="HYP")
+    trained, *untrained = (
+        roc_auc_score(part["y"], part["score"])
+        for part in (
+            both[(both["weights"] == weights) & (both["seed"] == seed) & (both["task"] == "HYP")]
+            for weights, seed in (("ssl-folds", 0), ("random", 0), ("random", 1))
+        )
+    )
+    assert row["value"] == pytest.approx(trained - np.mean(untrained))
+    assert 0 < row["lo"] < row["value"] < row["hi"]
+    assert set(gained["comparator"]) == {"random"}
+    with pytest.raises(CureError, match="no pre-trained weights are part of this profile"):
+        scores.against_random(config, cohort, predicted)
+    three = pd.concat([twin, twin.assign(weights="ssl-folds"), once.assign(seed=np.int16(2))], ignore_index=True)
+    with pytest.raises(CureError, match="must be one, or as many as the 2 of the random encoders"):
+        scores.against_random(chosen, cohort, three)
 
 
 def test_the_null_is_a_half_within_test_parts_and_pooling_is_reported_apart(config, cohort, monkeypatch):
@@ -116,7 +144,7 @@ def test_the_null_is_a_half_within_test_parts_and_pooling_is_reported_apart(conf
     rng = np.random.default_rng(0)
     labels = cohort.binary()
     x = np.column_stack([labels.y, rng.normal(size=(len(cohort), 4))]).astype(np.float32)
-    monkeypatch.setattr(predictions, "_read", lambda *_: x)
+    monkeypatch.setattr(predictions.embed, "read_split", lambda *_: x)
     config = HeadsConfig(
         profile="demo", encoders=["resnet1d"], seeds=[0], heads=["logistic"], poolings=["mean"], groups=[]
     )

@@ -6,9 +6,11 @@ from matplotlib.figure import Figure
 
 from cure.signals import LEADS
 
-#: The clinical layout: four columns of 2.5 s, and lead II in full below.
 _LABEL = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
-_LAYOUT = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
+#: The clinical layout: four columns of 2.5 s, and lead II in full below.
+LAYOUT = (("I", "aVR", "V1", "V4"), ("II", "aVL", "V2", "V5"), ("III", "aVF", "V3", "V6"))
+#: Seconds per column, millivolts from row to row, and the height of the rhythm strip's baseline.
+SECONDS, ROW_MV, STRIP_MV = 2.5, 3.5, -11.0
 
 
 def draw_ecg(x: np.ndarray, fs: float, title: str = "") -> Figure:
@@ -24,17 +26,21 @@ def draw_ecg(x: np.ndarray, fs: float, title: str = "") -> Figure:
         What stands above.
     """
     figure = Figure(figsize=(10.6, 6.6), layout="constrained")
-    axes = figure.subplots()
+    draw_on(figure.subplots(), x, fs, title)
+    return figure
+
+
+def draw_on(axes: Axes, x: np.ndarray, fs: float, title: str) -> None:
+    """Draw a record as `draw_ecg` does, onto axes."""
     _paper(axes, seconds=10, top=2.0, bottom=-13.0)
-    quarter = int(2.5 * fs)
-    for row, leads in enumerate(_LAYOUT):
+    quarter = int(SECONDS * fs)
+    for row, leads in enumerate(LAYOUT):
         for column, lead in enumerate(leads):
             piece = slice(column * quarter, (column + 1) * quarter)
-            _trace(axes, x[LEADS.index(lead)], fs, piece, -3.5 * row, lead)
-    _trace(axes, x[LEADS.index("II")], fs, slice(0, int(10 * fs)), -11.0, "II")
+            _trace(axes, x[LEADS.index(lead)], fs, piece, -ROW_MV * row, lead)
+    _trace(axes, x[LEADS.index("II")], fs, slice(0, int(10 * fs)), STRIP_MV, "II")
     axes.set_title(title)
     axes.set_xlabel("25 mm/s, 10 mm/mV: a large square is 0.2 s by 0.5 mV")
-    return figure
 
 
 def _paper(axes: Axes, seconds: float, top: float, bottom: float) -> None:

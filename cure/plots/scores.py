@@ -23,7 +23,8 @@ def forest(table: pd.DataFrame, null: pd.DataFrame, series: str, metric_name: st
     """
     tasks = list(table["task"].unique())
     names = list(table[series].unique())
-    figure = Figure(figsize=(7.5, 0.42 * len(tasks) + 1.4), layout="constrained")
+    step, size = min(0.22, 0.8 / len(names)), 5 if len(names) < 5 else 4
+    figure = Figure(figsize=(7.5, max(0.42, 0.11 * len(names)) * len(tasks) + 1.4), layout="constrained")
     axes = figure.subplots()
     for row in null.itertuples():
         if row.task in tasks:
@@ -31,11 +32,11 @@ def forest(table: pd.DataFrame, null: pd.DataFrame, series: str, metric_name: st
             axes.fill_betweenx([y - 0.4, y + 0.4], row.lo, row.hi, color="#DDDDDD", linewidth=0, zorder=0)
     for i, name in enumerate(names):
         rows = table[table[series] == name]
-        height = np.array([tasks.index(task) for task in rows["task"]]) + (i - (len(names) - 1) / 2) * 0.22
+        height = np.array([tasks.index(task) for task in rows["task"]]) + (i - (len(names) - 1) / 2) * step
         solid = rows["supported"].to_numpy(bool)
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         axes.hlines(height[solid], rows["lo"][solid], rows["hi"][solid], color=colour, linewidth=1.4)
-        axes.plot(rows["value"][solid], height[solid], marker, color=colour, markersize=5, label=name)
+        axes.plot(rows["value"][solid], height[solid], marker, color=colour, markersize=size, label=name)
         axes.plot(rows["value"][~solid], height[~solid], marker, color="#999999", markersize=4, fillstyle="none")
     counts = table.groupby("task", sort=False)["n_pos"].first()
     labels = [f"{task}  (n+ = {counts[task]:.0f})" if pd.notna(counts[task]) else task for task in tasks]
@@ -44,7 +45,7 @@ def forest(table: pd.DataFrame, null: pd.DataFrame, series: str, metric_name: st
     axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(metric_name)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(names), 4), fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(names), 3), fontsize=8)
     return figure
 
 

@@ -5,16 +5,14 @@ from pathlib import Path
 from pydantic import Field
 
 from cure import paths
-from cure.config import Pooling, StageConfig
+from cure.config import Pooling, RepresentationConfig
 
 
-class EmbedConfig(StageConfig):
+class EmbedConfig(RepresentationConfig):
     """Stage `embed`: frozen encoders and hand-crafted features, applied once to every record."""
 
     stage = "embed"
 
-    encoders: list[str] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1, description="initialisations of each randomly initialised encoder")
     poolings: list[Pooling] = Field(min_length=1)
     batch_size: int = Field(64, ge=1)
     shard_size: int = Field(512, ge=1, description="records per resumable shard")

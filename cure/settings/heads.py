@@ -4,16 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from cure.config import HeadName, Pooling, StageConfig
+from cure.config import HeadName, Pooling, RepresentationConfig
 
 
-class HeadsConfig(StageConfig):
+class HeadsConfig(RepresentationConfig):
     """Stage `heads`: light classifiers on frozen representations."""
 
     stage = "heads"
 
-    encoders: list[str] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
     heads: list[HeadName] = Field(min_length=1, description="fitted on mean-pooled embeddings and on features")
     poolings: list[Pooling] = Field(min_length=1, description="compared under the logistic head")
     groups: list[Literal["all", "diag", "sub", "super", "form", "rhythm"]] = Field(

@@ -1,0 +1,178 @@
+"""One training loop for everything that is trained by gradient: AdamW, warm-up and cosine, bfloat16, resumable.
+
+An epoch's order, crops and noise come from a generator seeded by (seed, epoch) alone, so a run that was killed goes on
+from its last whole epoch and ends with the weights of an uninterrupted one.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from cure.errors import CureError
+from cure.models.base import seeded
+from cure.paths import atomic
+from cure.progress import progress
+
+#: One step's losses by name, `loss` being what is minimised; takes row positions and the epoch's generator.
+Step = Callable[[np.ndarray, np.random.Generator], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast.
+
+    Attributes
+    ----------
+    epochs, batch_size : int
+        A last, smaller batch of an epoch is dropped: batch statistics and contrast need a full one.
+    rate : float
+        Peak learning rate: linear warm-up over the first `warmup` of all steps, then a cosine to zero.
+    weight_decay : float
+        Of matrices and filters; biases and the scales of normalisations are not decayed.
+    patience : int or None
+        Epochs without a better validation loss after which training stops; None: never.
+    """
+
+    epochs: int
+    batch_size: int
+    rate: float
+    weight_decay: float = 0.02
+    warmup: float = 0.05
+    clip: float = 1.0
+    patience: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training left behind.
+
+    Attributes
+    ----------
+    history : DataFrame
+        One row per epoch: `epoch`, the mean of each loss, `rate` at its end, and `validation` where there is one.
+    seconds : float
+        Time spent in training steps and validation, all resumed parts together.
+    """
+
+    history: pd.DataFrame
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    step: Step,
+    rows: np.ndarray,
+    recipe: Recipe,
+    checkpoint: Path,
+    *,
+    validate: Callable[[], float] | None = None,
+    desc: str = "training",
+) -> Run:
+    """Train in place; with `validate`, the weights of the epoch with the lowest validation loss are what remains.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Everything that is trained: what does not require a gradient stays as it is.
+    step : callable
+        Losses of a batch; called in training mode under bfloat16 autocast.
+    rows : int array
+        Row positions of the training records.
+    recipe : Recipe
+    checkpoint : Path
+        File that holds the state after each epoch; removed by the caller when what came of it is safe.
+    validate : callable, optional
+        Validation loss, lower is better; called in evaluation mode without gradients.
+    desc : str
+        What the progress bar says.
+
+    Raises
+    ------
+    CureError
+        If there are fewer records than a batch, or a loss is not finite: names the epoch.
+    """
+    n_batches = len(rows) // recipe.batch_size
+    if not n_batches:
+        raise CureError(f"{desc}: {len(rows)} training records are fewer than a batch of {recipe.batch_size}")
+    optimizer = _optimizer(model, recipe)
+    state = _resume(checkpoint, model, optimizer)
+    history, best, seconds = state["history"], state["best"], state["seconds"]
+    total = recipe.epochs * n_batches
+    for epoch in progress(range(len(history), recipe.epochs), desc=desc, unit="epoch"):
+        if recipe.patience is not None and _stale(history) >= recipe.patience:
+            break
+        start = time.perf_counter()
+        rng = np.random.default_rng([recipe.seed, epoch])
+        sums: dict[str, float] = {}
+        model.train()
+        with seeded(int(rng.integers(2**31))):
+            for i, batch in enumerate(np.split(rng.permutation(rows)[: n_batches * recipe.batch_size], n_batches)):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.rate * _schedule((epoch * n_batches + i + 1) / total, recipe.warmup)
+                with torch.autocast("cpu", torch.bfloat16):
+                    losses = step(batch, rng)
+                if not torch.isfinite(losses["loss"]):
+                    raise CureError(f"{desc}: the loss of epoch {epoch + 1} is not finite; lower the learning rate")
+                optimizer.zero_grad(set_to_none=True)
+                losses["loss"].backward()
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+                optimizer.step()
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / n_batches
+        row = {"epoch": epoch + 1, **sums, "rate": optimizer.param_groups[0]["lr"]}
+        if validate is not None:
+            model.eval()
+            with torch.inference_mode():
+                row["validation"] = validate()
+            if row["validation"] < min((past["validation"] for past in history), default=math.inf):
+                best = copy.deepcopy(model.state_dict())
+        history.append(row)
+        seconds += time.perf_counter() - start
+        _save(checkpoint, model, optimizer, {"history": history, "best": best, "seconds": seconds})
+    if best is not None:
+        model.load_state_dict(best)
+    model.eval()
+    return Run(pd.DataFrame(history), seconds)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.rate)
+
+
+def _schedule(done: float, warmup: float) -> float:
+    """Share of the peak rate when `done` of all steps have been taken."""
+    return done / warmup if done < warmup else 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def _stale(history: list[dict]) -> int:
+    """Epochs since the lowest validation loss."""
+    losses = [row["validation"] for row in history]
+    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+
+def _resume(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    if not checkpoint.is_file():
+        return {"history": [], "best": None, "seconds": 0.0}
+    saved = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["progress"]
+
+
+def _save(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: dict) -> None:
+    with atomic(checkpoint) as part:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": done}, part)

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cure.errors import CureError
+from cure.training import Recipe, train
+
+X = torch.from_numpy(np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32))
+Y = X @ torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0])
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 1))
+
+
+def fit(net, file, recipe, stop_after=None, **settings):
+    """Squared error on noisy input, so that the epoch's generator matters; optionally killed in some step."""
+    calls = []
+
+    def step(rows, rng):
+        calls.append(rows)
+        if stop_after is not None and len(calls) > stop_after:
+            raise KeyboardInterrupt
+        x = X[rows] + 0.01 * torch.from_numpy(rng.standard_normal((len(rows), 5)).astype(np.float32))
+        loss = (net(x)[:, 0] - Y[rows]).square().mean()
+        return {"loss": loss, "twice": 2 * loss}
+
+    run = train(net, step, np.arange(64), recipe, file, **settings)
+    return run, calls
+
+
+def test_losses_fall_and_the_curve_says_so(tmp_path):
+    run, _ = fit(model(), tmp_path / "c.pt", Recipe(30, 16, 1e-2))
+    assert run.history["epoch"].tolist() == list(range(1, 31))
+    assert run.history["loss"].iloc[-1] < 0.3 * run.history["loss"].iloc[0]
+    np.testing.assert_allclose(run.history["twice"], 2 * run.history["loss"], rtol=1e-5)
+    assert run.history["rate"].iloc[-1] == pytest.approx(0, abs=1e-12)
+    assert run.history["rate"].max() <= 1e-2
+    assert run.seconds > 0
+
+
+@pytest.mark.parametrize("killed_in_step", [1, 9, 14])
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, killed_in_step):
+    recipe = Recipe(6, 16, 1e-2, seed=4)
+    whole = model()
+    expected, _ = fit(whole, tmp_path / "whole.pt", recipe)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), tmp_path / "c.pt", recipe, stop_after=killed_in_step)
+    resumed = model(seed=9)  # whatever it starts from, the checkpoint decides once there is one
+    if killed_in_step < 4:
+        resumed = model()
+    run, calls = fit(resumed, tmp_path / "c.pt", recipe)
+    assert len(calls) == 24 - 4 * (killed_in_step // 4)
+    for one, two in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+    assert run.history.equals(expected.history)
+
+
+def test_each_epoch_takes_other_records_in_another_order_and_drops_a_short_batch(tmp_path):
+    _, calls = fit(model(), tmp_path / "c.pt", Recipe(2, 24, 1e-3))
+    assert [len(rows) for rows in calls] == [24] * 4
+    first, second = np.concatenate(calls[:2]), np.concatenate(calls[2:])
+    assert len(set(first)) == 48
+    assert first.tolist() != second.tolist()
+
+
+def test_the_best_epoch_is_kept_and_training_stops_when_nothing_gets_better(tmp_path):
+    net, losses, states = model(), iter([3.0, 1.0, 2.0, 2.5, 0.1]), []
+
+    def validate():
+        states.append({name: value.clone() for name, value in net.state_dict().items()})
+        assert not net.training
+        return next(losses)
+
+    run, _ = fit(net, tmp_path / "c.pt", Recipe(5, 16, 1e-2, patience=2), validate=validate)
+    assert run.history["validation"].tolist() == [3.0, 1.0, 2.0, 2.5]
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, states[1][name])
+
+
+def test_what_is_frozen_stays_and_biases_are_not_decayed(tmp_path):
+    net = model()
+    net[0].weight.requires_grad_(False)
+    before = net[0].weight.clone()
+    fit(net, tmp_path / "c.pt", Recipe(2, 16, 1e-2))
+    assert torch.equal(net[0].weight, before)
+
+
+def test_faults_are_named(tmp_path):
+    with pytest.raises(CureError, match="64 training records are fewer than a batch of 65"):
+        fit(model(), tmp_path / "c.pt", Recipe(1, 65, 1e-3), desc="run")
+    net = model()
+    with torch.no_grad():
+        net[0].weight[0, 0] = float("nan")
+    with pytest.raises(CureError, match="the loss of epoch 1 is not finite"):
+        fit(net, tmp_path / "d.pt", Recipe(1, 16, 1e-3))
