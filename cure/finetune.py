@@ -7,10 +7,8 @@ result depends neither on the other jobs nor on the number of workers.
 """
 
 import copy
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -29,12 +27,12 @@ from cure.errors import CureError
 from cure.heads import best_threshold
 from cure.models import Encoder, InputSpec
 from cure.paths import atomic
-from cure.progress import TERMINAL, progress
+from cure.progress import progress
 from cure.settings.finetune import FinetuneConfig
 from cure.shards import Arrays, fingerprint
 from cure.splits import Split
 from cure.tasks import Labels
-from cure.training import Recipe, train
+from cure.training import Recipe, alone, train
 
 #: Length of a training crop and of a scored window, seconds: half a record.
 WINDOW_S = 5.0
@@ -307,26 +305,11 @@ def _inputs(spec: InputSpec, cohort: Cohort, scratch: Path) -> Path:
 
 def _compute(job: Job, x: Path, y: np.ndarray, file: Path) -> None:
     checkpoint = file.with_suffix(".checkpoint")
-    with _alone():
+    with alone():
         result = fit(job.classifier(y.shape[1]), np.load(x, mmap_mode="r"), y, job.split, job.recipe, checkpoint)
     with atomic(file) as part, part.open("wb") as stream:
         np.savez(stream, **result)  # type: ignore[arg-type]
     checkpoint.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """One thread, because sums differ between thread counts, and no bar below the one over all jobs."""
-    threads, terminal = torch.get_num_threads(), os.environ.get(TERMINAL)
-    torch.set_num_threads(1)
-    os.environ[TERMINAL] = ""
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        os.environ.pop(TERMINAL)
-        if terminal is not None:
-            os.environ[TERMINAL] = terminal
 
 
 def frozen(config: FinetuneConfig) -> list[Representation]:

@@ -31,7 +31,7 @@ from cure.settings.pretrain import PretrainConfig
 from cure.shards import fingerprint
 from cure.simulate import simulate
 from cure.splits import Split
-from cure.training import Recipe, Step, train
+from cure.training import Recipe, Step, alone, train
 
 #: Seed of the simulated corpus: two numbers, and a cohort's is one, so no cohort holds its patients.
 _CORPUS = (2026, 3)
@@ -63,9 +63,17 @@ class Job:
 
 
 def jobs(config: PretrainConfig, cohort: Cohort, splits: list[Split]) -> list[Job]:
-    """Every run of a profile: one per outer split and seed for `ssl-folds`, one per seed for `ssl-simulated`."""
+    """Every run of a profile: one per seed for `ssl-simulated`, one per outer split and seed for `ssl-folds`.
+
+    The largest corpus comes first: two runs at a time then end at about the same time.
+    """
     spec = models.load(config.encoder).input_spec
     found = []
+    if "ssl-simulated" in config.weights:
+        signals = simulated(config.n_simulated)
+        source = f"{config.n_simulated} simulated records"
+        corpus = Corpus(spec.apply(signals, 100), median_beats(signals, 100), np.arange(len(signals)), source)
+        found += [Job("ssl-simulated", "all", seed, corpus) for seed in config.seeds]
     if "ssl-folds" in config.weights:
         every = np.arange(len(cohort))
         x = spec.read(cohort, every)
@@ -73,11 +81,6 @@ def jobs(config: PretrainConfig, cohort: Cohort, splits: list[Split]) -> list[Jo
         for split in splits:
             corpus = Corpus(x, beats, split.train, f"{cohort.name}, training part of {split.name}")
             found += [Job("ssl-folds", split.name, seed, corpus) for seed in config.seeds]
-    if "ssl-simulated" in config.weights:
-        signals = simulated(config.n_simulated)
-        source = f"{config.n_simulated} simulated records"
-        corpus = Corpus(spec.apply(signals, 100), median_beats(signals, 100), np.arange(len(signals)), source)
-        found += [Job("ssl-simulated", "all", seed, corpus) for seed in config.seeds]
     return found
 
 
@@ -120,7 +123,6 @@ def _run(config: PretrainConfig, job: Job, scratch: Path) -> pd.DataFrame:
     finished, curve = scratch / "weights.safetensors", scratch / "curve.parquet"
     if finished.is_file():
         return pd.read_parquet(curve)
-    torch.set_num_threads(1)
     corpus = job.corpus
     targets = beat_targets(corpus.beats, corpus.rows)
     encoder = models.load(config.encoder, seed=job.seed)
@@ -128,7 +130,8 @@ def _run(config: PretrainConfig, job: Job, scratch: Path) -> pd.DataFrame:
         model = SelfSupervised(encoder, targets.values.shape[1])
     recipe = Recipe(config.epochs, config.batch_size, config.rate, seed=job.seed)
     step = _step(config, model, corpus, targets)
-    run = train(model, step, corpus.rows, recipe, scratch / "checkpoint.pt", desc=job.name)
+    with alone():
+        run = train(model, step, corpus.rows, recipe, scratch / "checkpoint.pt", desc=job.name)
     history = _tidy(run.history, targets, corpus.rows, config.batch_size)
     history = history.assign(weights=job.weights, part=job.part, seed=job.seed, n=len(corpus.rows))
     with atomic(curve) as part:

@@ -241,9 +241,14 @@ def _joined(task: Grouping, pieces: list[_Piece]) -> dict[str, Measured]:
     return {
         "silhouette": Measured(*means("silhouette", tuple(range(codes.max() + 1))), None),
         "knn_purity": Measured(pure, pure_null, float(chance[0])),
-        "knn_lift": Measured(pure / chance, pure_null / chance_null, 1.0),
+        "knn_lift": Measured(_lift(pure, chance), _lift(pure_null, chance_null), 1.0),
         "davies_bouldin": Measured(index, index_null, None),
     }
+
+
+def _lift(pure: Array, chance: Array) -> Array:
+    """Purity over chance; NaN where no positive that was drawn has another one to find."""
+    return np.divide(pure, chance, out=np.full(pure.shape, np.nan), where=chance > 0)
 
 
 def _class_mean(values: Array, codes: Array, weights: Array, classes: tuple[int, ...]) -> Array:
@@ -276,9 +281,8 @@ def structure_table(config: StructureConfig, cohort: Cohort, splits: list[Split]
     about = {task.name: _support(task, cohort, splits) for task in groupings(cohort, splits)}
     rows = []
     for key, (task, metric), measured in _averaged(config, results):
-        lo, hi, _ = interval(measured.draws[1:])
-        supported = about[task]["supported"]
-        number = {"value": measured.draws[0], "lo": lo if supported else np.nan, "hi": hi if supported else np.nan}
+        lo, hi, _ = interval(measured.draws[1:]) if about[task]["supported"] else (np.nan, np.nan, 0)
+        number = {"value": measured.draws[0], "lo": lo, "hi": hi}
         chance = measured.null.mean() if measured.chance is None else measured.chance
         rows.append(
             {"cohort": cohort.name, **key, "task": task, "metric": metric, **number, "chance": chance} | about[task]
@@ -346,9 +350,7 @@ def cka_table(
 def labelled(table: pd.DataFrame, suffix: str = "", seeds: bool = False) -> pd.Series:
     """A representation in one text: `encoder, weights`, then the seed where wanted; features stand alone."""
     encoder, weights = table[f"encoder{suffix}"].astype(str), table[f"weights{suffix}"].astype(str)
-    text = encoder + ", " + weights
-    if seeds:
-        text = text + ", " + table[f"seed{suffix}"].astype(str)
+    text = encoder + ", " + weights + (", " + table[f"seed{suffix}"].astype(str) if seeds else "")
     return text.where(encoder != FEATURES, encoder)
 
 

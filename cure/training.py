@@ -6,8 +6,10 @@ from its last whole epoch and ends with the weights of an uninterrupted one.
 
 import copy
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from cure.errors import CureError
 from cure.models.base import seeded
 from cure.paths import atomic
-from cure.progress import progress
+from cure.progress import TERMINAL, progress
 
 #: One step's losses by name, `loss` being what is minimised; takes row positions and the epoch's generator.
 Step = Callable[[np.ndarray, np.random.Generator], dict[str, Tensor]]
@@ -176,3 +178,18 @@ def _resume(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 def _save(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: dict) -> None:
     with atomic(checkpoint) as part:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": done}, part)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One thread, because sums differ between thread counts, and no bar below the one over all jobs."""
+    threads, terminal = torch.get_num_threads(), os.environ.get(TERMINAL)
+    torch.set_num_threads(1)
+    os.environ[TERMINAL] = ""
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop(TERMINAL)
+        if terminal is not None:
+            os.environ[TERMINAL] = terminal

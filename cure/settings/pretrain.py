@@ -25,7 +25,7 @@ class PretrainConfig(StageConfig):
     batch_size: int = Field(128, ge=8)
     rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     temperature: float = Field(0.1, gt=0, description="of the contrastive loss")
-    beat_weight: float = Field(2.0, ge=0, description="of the median-beat loss beside the contrastive one")
+    beat_weight: float = Field(100.0, ge=0, description="of the median-beat loss beside the contrastive one")
 
     @property
     def weights_folder(self) -> Path:
