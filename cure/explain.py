@@ -19,7 +19,7 @@ from cure.cohorts.base import Cohort
 from cure.embed import Representation
 from cure.errors import CureError
 from cure.heads import fit_head
-from cure.pointing import IG, MIN_RECORDS, PRODUCT, TWIN, over_patients
+from cure.pointing import GRADIENT, IG, MIN_RECORDS, OCCLUSION, PRODUCT, TWIN, TWIN_GRADIENT, over_patients
 from cure.progress import progress
 from cure.settings.explain import ExplainConfig
 from cure.signals import LEADS
@@ -40,24 +40,27 @@ class Attributed:
         Positions in the cohort.
     log_odds : (n,) array
         Of the probe.
-    x, ig, twin, product : (n, 12, n_samples) float32 arrays
-        Model-ready input; integrated gradients of the probe and of its untrained twin, gradient times input, log-odds.
+    x, ig, gradient, twin, twin_gradient, product : (n, 12, n_samples) float32 arrays
+        Model-ready input; integrated gradients of the probe and their mean gradient, both of its untrained twin,
+        gradient times input, log-odds.
     error : (n,) array
         Completeness error of `ig`, see `cure.attribution.integrated_gradients`.
     lead_drop, segment_drop : (n, 12) and (n, 5) arrays
         Fall of the log-odds under occlusion.
     codes, rr : (n, n_samples) and (n,) arrays
         From `cure.attribution.beat_segments`.
-    similarity : (n, 2, n_stages) array
-        Of `ig` to that of ever more randomised weights, of absolute and of signed values; NaN for records that were not
-        part of this check.
+    similarity : (n, 3, n_stages) array
+        To those of ever more randomised weights: of absolute integrated gradients, of signed ones, and of absolute mean
+        gradients; NaN for records that were not part of this check.
     """
 
     rows: np.ndarray
     log_odds: np.ndarray
     x: np.ndarray
     ig: np.ndarray
+    gradient: np.ndarray
     twin: np.ndarray
+    twin_gradient: np.ndarray
     product: np.ndarray
     error: np.ndarray
     lead_drop: np.ndarray
@@ -161,26 +164,29 @@ def _attribute(config: ExplainConfig, cohort: Cohort, y: np.ndarray, split: Spli
     probe = fit_probe(config, cohort, explained(config), y, split)
     spec = probe.encoder.input_spec
     x = spec.read(cohort, rows)
-    ig, error = attribution.integrated_gradients(probe, x, config.steps)
-    twin, _ = attribution.integrated_gradients(
+    own = attribution.integrated_gradients(probe, x, config.steps)
+    twin = attribution.integrated_gradients(
         fit_probe(config, cohort, untrained(config), y, split), x, config.steps, tolerance=np.inf
     )
     codes, rr = attribution.beat_segments(cohort.signals(rows, 100), 100, spec.seconds, x.shape[2])
     few = np.arange(0, len(rows), EVERY)
-    similarity = np.full((len(rows), 2, 1 + len(attribution.PARTS[config.encoder])), np.nan)
+    similarity = np.full((len(rows), 3, 1 + len(attribution.PARTS[config.encoder])), np.nan)
     for stage, other in enumerate(attribution.randomised(probe, config.encoder, config.seed).values()):
-        new, _ = attribution.integrated_gradients(other, x[few], config.steps, tolerance=np.inf)
-        for i, signed in enumerate((False, True)):
-            similarity[few, i, stage] = attribution.similarity(ig[few], new, spec.fs, signed)
+        new = attribution.integrated_gradients(other, x[few], config.steps, tolerance=np.inf)
+        similarity[few, 0, stage] = attribution.similarity(own.value[few], new.value, spec.fs)
+        similarity[few, 1, stage] = attribution.similarity(own.value[few], new.value, spec.fs, signed=True)
+        similarity[few, 2, stage] = attribution.similarity(own.gradient[few], new.gradient, spec.fs)
     order = [spec.leads.index(lead) for lead in LEADS]
     return Attributed(
         rows=rows,
         log_odds=probe.score(x),
         x=x[:, order],
-        ig=ig[:, order],
-        twin=twin[:, order],
+        ig=own.value[:, order],
+        gradient=own.gradient[:, order],
+        twin=twin.value[:, order],
+        twin_gradient=twin.gradient[:, order],
         product=attribution.gradient_times_input(probe, x)[:, order],
-        error=error,
+        error=own.error,
         lead_drop=attribution.lead_drop(probe, x)[:, order],
         segment_drop=attribution.segment_drop(probe, x, codes),
         codes=codes,
@@ -250,10 +256,11 @@ def randomisation_table(config: ExplainConfig, cohort: Cohort, found: Explained)
     """
     rows = []
     for task, one in found.tasks.items():
-        to_x = attribution.similarity(one.ig, one.x, found.fs)[:, None]
-        values = np.hstack([one.similarity[:, 0], to_x, one.similarity[:, 1]])
-        names = [{"metric": "spearman", "compared_with": stage} for stage in [*found.stages, AMPLITUDE]]
-        names += [{"metric": "spearman_signed", "compared_with": stage} for stage in found.stages]
+        kinds = (IG, "spearman"), (IG, "spearman_signed"), (GRADIENT, "spearman")
+        names = [{"method": m, "metric": s, "compared_with": stage} for m, s in kinds for stage in found.stages]
+        to_x = [attribution.similarity(of, one.x, found.fs) for of in (one.ig, one.gradient)]
+        names += [{"method": m, "metric": "spearman", "compared_with": AMPLITUDE} for m in (IG, GRADIENT)]
+        values = np.column_stack([one.similarity.reshape(len(one.rows), -1), *to_x])
         rows += _summaries(config, cohort, task, one.rows, values, names, "median")
     return pd.DataFrame(rows)
 
@@ -262,7 +269,7 @@ def randomisation_view(table: pd.DataFrame) -> pd.DataFrame:
     """Similarities as a paper prints them, `median [lo, hi]`: metric and what it is compared with, by task."""
     spans = [f" [{r.lo:.2f}, {r.hi:.2f}]" if r.supported else "" for r in table.itertuples()]
     text = [f"{value:.2f}{span}" for value, span in zip(table["value"], spans, strict=True)]
-    index = ["metric", "compared_with"]
+    index = ["method", "metric", "compared_with"]
     wide = table.assign(text=text).pivot(index=index, columns="task", values="text")
     order = pd.MultiIndex.from_frame(table[index].drop_duplicates())
     return wide.reindex(index=order, columns=table["task"].unique()).rename_axis(columns=None)
@@ -295,12 +302,15 @@ def pointing_table(config: ExplainConfig, cohort: Cohort, found: Explained) -> p
             continue
         rng = np.random.default_rng([config.seed, i])
         methods = {
+            GRADIENT: one.gradient,
             IG: one.ig,
-            PRODUCT: one.product,
             TWIN: one.twin,
+            PRODUCT: one.product,
+            OCCLUSION: pointing.spread(one.segment_drop, one.codes),
+            TWIN_GRADIENT: one.twin_gradient,
             AMPLITUDE: one.x,
             pointing.NOISE: rng.random(one.x.shape),
-            pointing.SHIFTED: pointing.half_beat_later(one.ig, one.rr, found.fs),
+            pointing.SHIFTED: pointing.half_beat_later(one.gradient, one.rr, found.fs),
         }
         chosen = {name: values[scored] for name, values in methods.items()}
         scores = pointing.score_all(chosen, time[scored], best[scored], found.fs, rng)
@@ -323,7 +333,7 @@ def examples(config: ExplainConfig, cohort: Cohort, splits: list[Split]) -> Iter
         log_odds = probe.score(spec.read(cohort, rows))
         best = rows[[log_odds.argmax()]]
         x = spec.read(cohort, best)
-        ig, _ = attribution.integrated_gradients(probe, x, config.steps)
+        ig = attribution.integrated_gradients(probe, x, config.steps).value
         order = [spec.leads.index(lead) for lead in LEADS]
         record_id = int(cohort.records["record_id"].iloc[best[0]])
         yield Example(task, record_id, float(log_odds.max()), x[0, order] * spec.unit_mv, ig[0, order], spec.fs)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from cure import config, paths, plots, scores, tables
+from cure import config, finetune_tables, paths, plots, pointing, scores, tables, topk
+from cure import structure as _structure
 from cure.embed import FEATURES
 from cure.settings.report import ReportConfig
 from cure.tasks import TITLES
@@ -37,29 +38,118 @@ def show_figure(profile: str, stage: str, name: str) -> None:
     display(Markdown(f"Figure {file}, drawn by [{notebook}]({notebook}.ipynb)."))
 
 
-def _macro(report: ReportConfig, head: str = "logistic") -> pd.DataFrame:
+def _macro(report: ReportConfig, head: str = "logistic", task: str = "macro") -> pd.DataFrame:
     main = scores.main_rows(_table(report.profile, "heads", "heads"), report.metric)
-    return main[(main["task"] == "macro") & (main["head"] == head)].set_index("encoder")
+    return main[(main["task"] == task) & (main["head"] == head)].set_index(["encoder", "weights"])
 
 
 def _number(row: pd.Series) -> str:
     return f"{row['value']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]"
 
 
+def _difference(row: pd.Series) -> str:
+    return f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
+
+
+def _verdict(row: pd.Series) -> str:
+    """What a paired interval says of a difference."""
+    return "better" if row["lo"] > 0 else "worse" if row["hi"] < 0 else "not told apart"
+
+
 def headline(report: ReportConfig) -> str:
-    """Two sentences for a reader who reads no further."""
+    """What was found, for a reader who reads no further."""
     profile = config.load(report.profile)
     cohort = _table(report.profile, "prepare", "cohort")
     size = cohort[cohort["part"] == "all"].set_index("variable")["value"]
-    macro = _macro(report)
-    name, title = METRIC_NAMES[report.metric], profile.cohort.title
-    encoders = "; ".join(f"{e} {_number(row)}" for e, row in macro.drop(index=FEATURES).iterrows())
+    macro, name, title = _macro(report), METRIC_NAMES[report.metric], profile.cohort.title
+    features = macro.xs(FEATURES).iloc[0]
+    encoder = config.parameters("pretrain", report.profile)["encoder"]
+    trained = "; ".join(
+        f"`{weights}` {_number(row)}" for weights, row in macro.loc[encoder].iterrows() if weights != "random"
+    )
+    others = "; ".join(f"{e} {_number(row)}" for (e, weights), row in macro.iterrows() if weights == "random")
+    tuned = finetune_tables.main_rows(_table(report.profile, "finetune", "finetune"), report.metric)
+    tuned = tuned[(tuned["task"] == "macro") & (tuned["strategy"] != "linear")]
+    whole = "; ".join(f"{row['label']} {_number(row)}" for _, row in tuned.iterrows())
     return (
         f"**{title[0].upper()}{title[1:]}** ({size['records']:,.0f} records of {size['patients']:,.0f} patients). "
         f"{profile.summary}\n\n"
-        f"**Found.** A logistic head on hand-crafted ECG features reaches a macro {name} of "
-        f"{_number(macro.loc[FEATURES])} over {macro.loc[FEATURES, 'n_tasks']:.0f} binary tasks; on randomly "
-        f"initialised encoders it reaches: {encoders}. These two floors are what any pre-trained encoder has to beat."
+        f"**Found.** Macro {name} over {features['n_tasks']:.0f} binary tasks, all on the same test records. Logistic "
+        f"head on frozen embeddings of `{encoder}`, pre-trained without labels: {trained}; on encoders never trained: "
+        f"{others}; on hand-crafted ECG features: {_number(features)}. Trained whole: {whole}."
+    )
+
+
+def pretraining(report: ReportConfig) -> str:
+    """What pre-training adds to a random network of the same architecture, head by head."""
+    table = _table(report.profile, "heads", "pretraining")
+    lines = [
+        "| weights | head | five superclasses | all tasks | against untrained |",
+        "|---|---|---|---|---|",
+    ]
+    for (weights, head), rows in table.groupby(["weights", "head"], sort=False):
+        by_task = rows.set_index("task")
+        row = by_task.loc["macro-super"]
+        both = f"{_difference(row)} | {_difference(by_task.loc['macro'])}"
+        lines.append(f"| {weights} | {head} | {both} | {_verdict(row)} |")
+    curves = _table(report.profile, "pretrain", "pretraining_curves")
+    last = (
+        curves[curves["epoch"] == curves["epoch"].max()].groupby(["weights", "metric"])[["value", "uninformed"]].mean()
+    )
+    left = (last["value"] / last["uninformed"]).unstack()
+    learned = "; ".join(f"{w}: contrast {r['contrast']:.2f}, beat {r['beat']:.2f}" for w, r in left.iterrows())
+    return (
+        "Difference in AUROC to the same architecture with random weights under the same head, mean pooling, averaged "
+        "over its initialisations and paired over patients [95 % interval]; the verdict is on the superclasses. "
+        f"What is left of the training losses, relative to a network that has learned nothing: {learned}. "
+        + source(report.profile, "heads", "pretraining")
+        + "\n\n"
+        + "\n".join(lines)
+    )
+
+
+def finetuning(report: ReportConfig) -> str:
+    """Fine-tuning against its alternatives, in words."""
+    table = _table(report.profile, "finetune", "finetune_vs_linear")
+    lines = ["| fine-tuned against | all tasks | five superclasses | fine-tuning is |", "|---|---|---|---|"]
+    for name, rows in table.groupby("comparator", sort=False):
+        by_task = rows.set_index("task")
+        row = by_task.loc["macro"]
+        lines.append(f"| {name} | {_difference(row)} | {_difference(by_task.loc['macro-super'])} | {_verdict(row)} |")
+    return (
+        "Macro AUROC of the fine-tuned encoder minus that of each alternative, paired over patients [95 % interval]; "
+        "the verdict is on all tasks. "
+        + source(report.profile, "finetune", "finetune_vs_linear")
+        + "\n\n"
+        + "\n".join(lines)
+    )
+
+
+def structure(report: ReportConfig) -> str:
+    """How much purer neighbourhoods are than chance, in each representation."""
+    table = _structure.main_rows(_table(report.profile, "structure", "structure"))
+    lift = table[(table["metric"] == "knn_lift") & table["supported"] & (table["task"] != _structure.SUPERCLASS)]
+    mean = lift.groupby("label", sort=False)["value"].agg(["mean", "min", "max"]).sort_values("mean", ascending=False)
+    said = "; ".join(
+        f"{name} {row['mean']:.1f} ({row['min']:.1f} to {row['max']:.1f})" for name, row in mean.iterrows()
+    )
+    return (
+        "Among a positive's ten nearest records of other patients, how many times more positives are there than blind "
+        f"drawing would give? Mean over tasks (lowest to highest task): {said}. "
+        + source(report.profile, "structure", "structure")
+    )
+
+
+def explanation(report: ReportConfig) -> str:
+    """Which dimensions, and whether attributions point at what was planted."""
+    curve = _table(report.profile, "explain", "topk")
+    points = _table(report.profile, "explain", "pointing")
+    return (
+        topk.topk_text(curve)
+        + "\n\n"
+        + pointing.answer(points)
+        + "\n\n"
+        + source(report.profile, "explain", "pointing")
     )
 
 
@@ -86,23 +176,22 @@ def main_result(report: ReportConfig) -> str:
 def main_table(report: ReportConfig) -> pd.DataFrame:
     """Encoder x head x task, as the paper prints it."""
     main = scores.main_rows(_table(report.profile, "heads", "heads"), report.metric)
-    return tables.score_view(main, ["encoder", "head"], report.metric)
+    return tables.score_view(main, ["encoder", "weights", "head"], report.metric)
 
 
 def comparison(report: ReportConfig) -> str:
-    """How many tasks each random encoder wins or loses against the features, after Holm's correction."""
+    """How many tasks each frozen encoder wins or loses against the features, after Holm's correction."""
     table = _table(report.profile, "heads", "heads_vs_features")
     single = table[table["supported"] & ~table["task"].isin(list(scores.MACROS))]
-    lines = ["| encoder (random) | head | macro difference, 95 % interval | tasks better | tasks worse | undecided |"]
-    lines += ["|---|---|---|---|---|---|"]
-    for (encoder, head), rows in single.groupby(["encoder", "head"], sort=False):
+    lines = ["| encoder | weights | head | macro difference, 95 % interval | tasks better | tasks worse | undecided |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for (encoder, weights, head), rows in single.groupby(["encoder", "weights", "head"], sort=False):
         decided = rows["p_holm"] < 0.05
         better, worse = int((decided & (rows["value"] > 0)).sum()), int((decided & (rows["value"] < 0)).sum())
-        chosen = (table["encoder"] == encoder) & (table["head"] == head) & (table["task"] == "macro")
-        macro = table[chosen].iloc[0]
+        chosen = (table["encoder"] == encoder) & (table["weights"] == weights) & (table["head"] == head)
+        macro = table[chosen & (table["task"] == "macro")].iloc[0]
         numbers = f"{better} | {worse} | {len(rows) - better - worse}"
-        difference = f"{macro['value']:+.3f} [{macro['lo']:+.3f}, {macro['hi']:+.3f}]"
-        lines.append(f"| {encoder} | {head} | {difference} | {numbers} |")
+        lines.append(f"| {encoder} | {weights} | {head} | {_difference(macro)} | {numbers} |")
     return (
         "Difference in AUROC to the hand-crafted features under the same head, paired over patients; a task counts "
         "as better or worse at p < 0.05 after Holm's correction over the whole table. "
@@ -151,9 +240,10 @@ def limits(report: ReportConfig) -> str:
         "Intervals cover the sampling of patients, given the fitted heads and the initialisations; not refitting on "
         "other patients.",
         "Labels are taken as annotated, at any likelihood.",
-        "**Not run:** published foundation models, pre-training, fine-tuning, lead subsets, structure and explanation "
-        "are not part of this version. The whole of PTB-XL is run by `make repro PROFILE=ptbxl` (about 3 GB are "
-        "downloaded).",
+        "One pre-training run per split and one training run per strategy: how much another seed would change is not "
+        "known.",
+        "**Not run:** published foundation models and lead subsets are no part of this version. The whole of PTB-XL is "
+        "run by `make repro PROFILE=ptbxl` (about 3 GB are downloaded).",
     ]
     if config.load(report.profile).cohort.source == "ptbxl":
         lines.insert(
@@ -197,12 +287,33 @@ def _caption(file: Path) -> str:
 TABLES = {
     "cohort": "Who is in the cohort, per part: counts, age, sex, prevalence and support",
     "label_groups": "The six label groups: labels, support, records",
+    "lead_cost": "Arithmetic of one forward pass against the number of leads",
+    "pretraining_curves": "Losses of self-supervised pre-training by epoch",
+    "weights": "Pre-trained weights: hash and what they have seen",
+    "recognition": "How often two halves of a validation record find each other, trained and untrained",
     "representations": "Encoders and features that were extracted",
     "features": "The main hand-crafted features of every record, and the labels they are about",
     "features_measured": "Share of records in which a feature could be measured",
     "spread": "Participation ratio of each representation",
     "heads": "All scores of all heads with intervals and support",
     "heads_vs_features": "Paired AUROC differences to the hand-crafted features, Holm-adjusted",
+    "pretraining": "Paired AUROC differences of pre-trained weights to untrained ones, Holm-adjusted",
     "groups": "Scores of the label groups",
     "null": "AUROC under permuted labels",
+    "finetune": "All scores of all strategies: linear probe, fine-tuning, training from scratch",
+    "finetune_vs_linear": "Paired AUROC differences of fine-tuning to its alternatives, Holm-adjusted",
+    "finetune_sizes": "Parameters, epochs and records seen by each strategy",
+    "finetune_history": "Training and validation loss by epoch",
+    "structure": "Silhouette, neighbour purity and Davies-Bouldin index of every task in every representation",
+    "structure_null": "The same under permuted labels",
+    "cka": "Debiased linear CKA between representations",
+    "maps": "UMAP and t-SNE coordinates of the records drawn",
+    "shap": "Mean |SHAP| of every embedding dimension, per head, task and split",
+    "concentration": "In how many dimensions the importance of a head is concentrated",
+    "topk": "AUROC of heads refitted on the k most important dimensions, and on random ones",
+    "attribution": "What was attributed to leads and time, and how exactly",
+    "attribution_leads": "Lead occlusion and share of attribution per lead",
+    "attribution_segments": "Occlusion of beat segments and share of attribution per segment",
+    "randomisation": "Similarity of attributions after randomising weights",
+    "pointing": "Attributions scored against what was planted (simulated records only)",
 }

@@ -16,10 +16,12 @@ from cure.simulate import PLANTED
 from cure.tasks import TITLES
 
 IG, TWIN, PRODUCT = "integrated gradients", "integrated gradients, untrained twin", "gradient x input"
+GRADIENT, TWIN_GRADIENT, OCCLUSION = "mean gradient", "mean gradient, untrained twin", "segment occlusion"
 AMPLITUDE, NOISE = "signal amplitude", "noise"
-SHIFTED, ORACLE = "integrated gradients, shifted (wrong)", "oracle: truth and noise"
-#: What the explained attribution has to beat before it can be said to point.
-CONTROLS = (TWIN, AMPLITUDE, NOISE, SHIFTED)
+SHIFTED, ORACLE = "mean gradient, shifted (wrong)", "oracle: truth and noise"
+#: What the mean gradient has to beat before it can be said to point. It is the attribution that is judged because it is
+#: free of the factor `signal`: with it, an attribution points at tall waves whatever the weights are.
+CONTROLS = (TWIN_GRADIENT, AMPLITUDE, NOISE, SHIFTED)
 #: Score, and how its records are summarised.
 METRICS = {"enrichment": "median", "auroc": "median", "pointing_game": "mean"}
 #: Below this many records a number has no interval.
@@ -118,6 +120,28 @@ def half_beat_later(attribution: np.ndarray, rr: np.ndarray, fs: float) -> np.nd
     return np.stack([np.roll(one, shift, axis=-1) for one, shift in zip(attribution, by, strict=True)])
 
 
+def spread(segment_drop: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Spread the effect of losing each beat segment evenly over the samples of that segment.
+
+    Parameters
+    ----------
+    segment_drop : (n, 5) array
+        Fall of the log-odds without a segment.
+    codes : (n, n_samples) array
+        Which segment a sample belongs to; negative where none is known.
+
+    Returns
+    -------
+    (n, 12, n_samples) array
+        The same in all leads: segments are taken away in all at once.
+    """
+    found = np.zeros(codes.shape)
+    for segment in range(segment_drop.shape[1]):
+        inside = codes == segment
+        found += inside * (segment_drop[:, [segment]] / np.maximum(inside.sum(axis=1, keepdims=True), 1))
+    return np.repeat(found[:, None], len(LEADS), axis=1)
+
+
 def score_all(
     attributions: dict[str, np.ndarray], time: np.ndarray, best: np.ndarray, fs: float, rng: np.random.Generator
 ) -> pd.DataFrame:
@@ -180,7 +204,7 @@ def over_patients(values: np.ndarray, draws: np.ndarray, statistic: str = "mean"
 
 
 def summarise(scores: pd.DataFrame, patient: np.ndarray, n_draws: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Medians over records (means of hits), and paired differences: what is explained less each control.
+    """Medians over records (means of hits), and paired differences: the mean gradient less each control.
 
     Parameters
     ----------
@@ -199,7 +223,7 @@ def summarise(scores: pd.DataFrame, patient: np.ndarray, n_draws: int, rng: np.r
         the median (mean) of the difference to it.
     """
     draws = patient_draws(patient, n_draws, rng)
-    compared = [(IG, control) for control in CONTROLS] + [(SHIFTED, ORACLE)]
+    compared = [(GRADIENT, control) for control in CONTROLS] + [(IG, TWIN), (SHIFTED, ORACLE)]
     rows = []
     for (region, metric), group in scores.groupby(["region", "metric"], sort=False):
         wide = group.pivot(index="record", columns="method", values="value")
@@ -214,7 +238,7 @@ def summarise(scores: pd.DataFrame, patient: np.ndarray, n_draws: int, rng: np.r
     return pd.DataFrame(rows)
 
 
-def view(table: pd.DataFrame, region: str = "time", metric: str = "enrichment") -> pd.DataFrame:
+def view(table: pd.DataFrame, region: str = "time", metric: str = "auroc") -> pd.DataFrame:
     """One score of every method as a paper prints it, `value [lo, hi]`, method by task; no rows without a truth."""
     rows = table[(table["region"] == region) & (table["metric"] == metric) & table["comparator"].isna()]
     text = [f"{r.value:.2f} [{r.lo:.2f}, {r.hi:.2f}]" if r.supported else f"({r.value:.2f})" for r in rows.itertuples()]
@@ -230,22 +254,21 @@ def answer(table: pd.DataFrame) -> str:
 
 
 def _sentence(rows: pd.DataFrame, task: str) -> str:
-    chosen = rows[(rows["region"] == "time") & (rows["metric"] == "enrichment")]
-    own = chosen[(chosen["method"] == IG) & chosen["comparator"].isna()].iloc[0]
-    gains = chosen[(chosen["method"] == IG) & chosen["comparator"].notna()]
+    chosen = rows[(rows["region"] == "time") & (rows["metric"] == "auroc")]
+    plain = chosen[chosen["comparator"].isna()].set_index("method")
+    own, gains = plain.loc[GRADIENT], chosen[(chosen["method"] == GRADIENT) & chosen["comparator"].notna()]
     where = " and ".join(_WINDOWS[name] for name in PLANTED[task][2])
     question = f"**Does {TITLES.get(task, task)} point at {where}?**"
     if not own["supported"]:
         return f"{question} Not known: only {own['n']} test records have it planted."
-    plain = chosen[chosen["comparator"].isna()].set_index("method")["value"]
-    others = " and ".join(f"{plain[name]:.2f} for the {name}" for name in (AMPLITUDE, ORACLE))
+    others = "; ".join(f"{name} {plain.loc[name, 'value']:.2f}" for name in (*CONTROLS, IG))
     numbers = (
-        f"The windows hold {own['value']:.2f} [{own['lo']:.2f}, {own['hi']:.2f}] times the attribution that their "
-        f"length would ({others}; median of {own['n']} records)"
+        f"The size of the mean gradient tells the planted windows from the rest of the record with an AUROC of "
+        f"{own['value']:.2f} [{own['lo']:.2f}, {own['hi']:.2f}] (median of {own['n']:.0f} records; {others})"
     )
     beaten = gains["lo"] > 0
-    if own["lo"] <= 1:
-        return f"{question} No. {numbers}, and 1 is chance."
+    if own["lo"] <= 0.5:
+        return f"{question} No. {numbers}; 0.50 is chance."
     if beaten.all():
-        return f"{question} Yes. {numbers}, more than under every control."
-    return f"{question} Not specifically. {numbers}, but no more than under: {'; '.join(gains['comparator'][~beaten])}."
+        return f"{question} Yes. {numbers}: more than every control."
+    return f"{question} Not specifically. {numbers}: not told apart from {'; '.join(gains['comparator'][~beaten])}."

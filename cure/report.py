@@ -15,7 +15,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
-from cure import config, findings, paths, plots, resources, tables
+from cure import config, findings, finetune_tables, paths, plots, resources, tables
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES
 from cure.settings.report import ReportConfig
@@ -86,8 +86,29 @@ def _site(profile: str, cost: pd.DataFrame) -> None:
             (out / f"{name}.html").write_text(page)
         page = environment.get_template("index.html").render(common, **_index(report))
         (out / "index.html").write_text(page)
-        page = environment.get_template("resources.html").render(common, table=_html(cost.rename(columns=_UNITS)))
+        page = environment.get_template("resources.html").render(
+            common, table=_html(cost.rename(columns=_UNITS)), strategies=_html(_strategies(profile))
+        )
         (out / "resources.html").write_text(page)
+
+
+def _strategies(profile: str) -> pd.DataFrame:
+    """What fine-tuning and its alternatives cost, as a reader wants to see it."""
+    table = finetune_tables.cost_table(profile)
+    shown = {
+        "label": "strategy",
+        "trainable": "trainable parameters",
+        "records_seen": "records seen",
+        "seconds": "seconds per split, one thread",
+        "peak_mb": "peak memory above start (MB)",
+        "cpu": "processor",
+    }
+    return (
+        table[list(shown)]
+        .rename(columns=shown)
+        .round(0)
+        .astype(dict.fromkeys(("trainable parameters", "records seen"), int))
+    )
 
 
 def _index(report: ReportConfig) -> dict:
@@ -109,6 +130,10 @@ def _index(report: ReportConfig) -> dict:
         "headline": _markdown(findings.headline(report), profile),
         "main_result": _markdown(findings.main_result(report), profile),
         "comparison": _markdown(findings.comparison(report), profile),
+        "pretraining": _markdown(findings.pretraining(report), profile),
+        "finetuning": _markdown(findings.finetuning(report), profile),
+        "structure": _markdown(findings.structure(report), profile),
+        "explanation": _markdown(findings.explanation(report), profile),
         "null": _markdown(findings.null(report), profile),
         "limits": _markdown(findings.limits(report), profile),
         "main_figure": main[0],

@@ -17,7 +17,7 @@ from cure.errors import CureError
 from cure.heads import fit_head
 from cure.models.leadcnn import LeadCNN
 from cure.plots import attribution as drawings
-from cure.pointing import AMPLITUDE, IG, METRICS, NOISE, ORACLE, SHIFTED
+from cure.pointing import AMPLITUDE, GRADIENT, IG, METRICS, NOISE, ORACLE, SHIFTED, TWIN_GRADIENT
 from cure.settings.explain import ExplainConfig
 from cure.signals import LEADS
 from cure.splits import Split, make_splits
@@ -63,7 +63,8 @@ def test_the_probe_is_the_head_on_the_embedding(fitted):
 def test_integrated_gradients_add_up_and_say_when_they_do_not(fitted):
     x, _, encoder, head = fitted
     probe = Probe(encoder, head)
-    value, error = attribution.integrated_gradients(probe, x[:3], 64)
+    found = attribution.integrated_gradients(probe, x[:3], 64)
+    value, error = found.value, found.error
     change = probe.score(x[:3]) - probe.score(np.zeros_like(x[:3]))
     size = np.abs(value).sum(axis=(1, 2))
     assert value.shape == x[:3].shape
@@ -94,7 +95,9 @@ class _Linear(nn.Module):
 def test_both_gradients_are_exact_for_a_linear_model(seed, n):
     rng = np.random.default_rng(seed)
     weight, x = rng.normal(size=(12, 40)).astype(np.float32), rng.normal(size=(n, 12, 40)).astype(np.float32)
-    value, error = attribution.integrated_gradients(_Linear(weight), x, 8)
+    found = attribution.integrated_gradients(_Linear(weight), x, 8)
+    value, error = found.value, found.error
+    np.testing.assert_allclose(found.gradient, np.broadcast_to(weight, x.shape), rtol=1e-5)
     np.testing.assert_allclose(value, weight * x, atol=1e-4)
     np.testing.assert_allclose(attribution.gradient_times_input(_Linear(weight), x), weight * x, atol=1e-5)
     assert np.abs(error).max() < 1e-4
@@ -171,14 +174,14 @@ def test_similarity_is_spearmans():
 def test_randomising_weights_changes_the_attribution(fitted):
     x, _, encoder, head = fitted
     probe, untouched = Probe(encoder, head), encoder.weights_sha256()
-    own, _ = attribution.integrated_gradients(probe, x[:2], 16)
-    same, _ = attribution.integrated_gradients(Probe(encoder, head), x[:2], 16)
+    own = attribution.integrated_gradients(probe, x[:2], 16).value
+    same = attribution.integrated_gradients(Probe(encoder, head), x[:2], 16).value
     np.testing.assert_allclose(attribution.similarity(own, same, 100), 1)
     stages = attribution.randomised(probe, "leadcnn", seed=0)
     assert list(stages) == ["head", "head to trunk", "head to lead", "head to stem"]
     alike = {}
     for name, other in stages.items():
-        new, _ = attribution.integrated_gradients(other, x[:2], 16, tolerance=np.inf)
+        new = attribution.integrated_gradients(other, x[:2], 16, tolerance=np.inf).value
         alike[name] = np.median(attribution.similarity(own, new, 100))
     assert alike["head"] < 0.95
     assert alike["head to stem"] < min(0.5, alike["head"])
@@ -258,7 +261,9 @@ def test_an_oracle_beats_what_is_wrong_on_purpose(cohort):
     rng = np.random.default_rng(5)
     good = best + 0.5 * rng.random(best.shape)
     wrong = pointing.half_beat_later(good, np.full(len(rows), np.nan), 100)
-    methods = {IG: good, SHIFTED: wrong, NOISE: rng.random(best.shape), AMPLITUDE: np.ones(best.shape)}
+    flat = np.ones(best.shape)
+    noise = rng.random(best.shape)
+    methods = {GRADIENT: good, IG: good, SHIFTED: wrong, TWIN_GRADIENT: flat, NOISE: noise, AMPLITUDE: flat}
     table = pointing.summarise(
         pointing.score_all(methods, time, best, 100, rng), cohort.records["patient_id"].to_numpy()[rows], 200, rng
     ).assign(task="CRBBB")
@@ -266,17 +271,25 @@ def test_an_oracle_beats_what_is_wrong_on_purpose(cohort):
     for region in ("time", "time and leads"):
         for metric in METRICS:
             assert plain[region, metric, ORACLE] > plain[region, metric, SHIFTED]
-        assert plain[region, "auroc", IG] > 0.9
+        assert plain[region, "auroc", GRADIENT] > 0.9
         assert plain[region, "auroc", NOISE] == pytest.approx(0.5, abs=0.03)
         assert plain[region, "enrichment", NOISE] == pytest.approx(1, abs=0.05)
     if len(rows) >= pointing.MIN_RECORDS:
         gain = table[(table["comparator"] == SHIFTED) & (table["metric"] == "enrichment")]
         assert (gain["lo"] > 0).all()
         assert "**Does complete right bundle branch block point at the late QRS?** Yes." in pointing.answer(table)
-        flipped = table.assign(method=table["method"].replace({IG: SHIFTED, SHIFTED: IG}))
+        flipped = table.assign(method=table["method"].replace({GRADIENT: SHIFTED, SHIFTED: GRADIENT}))
         assert "? Yes" not in pointing.answer(flipped)
-    assert pointing.view(table).shape == (5, 1)
+    assert pointing.view(table).shape == (7, 1)
     assert len(drawings.pointing(table).axes) == len(METRICS)
+
+
+def test_the_effect_of_a_segment_is_spread_over_its_samples():
+    codes = np.array([[-1, 0, 0, 1, 4, 4, 4, 4]])
+    drop = np.array([[1.0, -3.0, 9.0, 9.0, 2.0]])
+    found = pointing.spread(drop, codes)
+    assert found.shape == (1, 12, 8)
+    np.testing.assert_allclose(found[0, 5], [0, 0.5, 0.5, -3, 0.5, 0.5, 0.5, 0.5])
 
 
 # --- the stage -------------------------------------------------------------------------------------
@@ -321,7 +334,7 @@ def test_tables_of_the_stage_are_tidy_and_repeatable(study, tmp_path):
     for _, part in segments[segments["lead"] == "all"].groupby(["method", "metric"]):
         assert list(part["segment"]) == list(SEGMENTS)
     random = explain.randomisation_table(config, cohort, found)
-    assert list(random["compared_with"]) == [*found.stages, "signal amplitude", *found.stages]
+    assert list(random["compared_with"]) == [*found.stages * 3, *["signal amplitude"] * 2]
     table = explain.pointing_table(config, cohort, found)
     assert {*explain._key(config, cohort, "")} <= set(table) and (table["task"] == "1AVB").all()
     again = explain.attribute(config, cohort, splits)

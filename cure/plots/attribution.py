@@ -84,20 +84,23 @@ def save_examples(examples: Iterable[Example], folder: Path, model: str, cohort:
         plots.save(draw_attribution(one.mv, one.fs, one.attribution, title), folder, f"attribution_{one.task}", text)
 
 
+def save_pointing(table: pd.DataFrame, folder: Path, text: str) -> None:
+    """Draw, save and show figure `pointing`, where there is a truth to score against."""
+    if len(table):
+        plots.save(pointing(table), folder, "pointing", text, table="pointing")
+
+
 def pointing(table: pd.DataFrame, region: str = "time") -> Figure:
     """Scores of every attribution method against the planted windows, a panel per score, a marker per task.
 
     Parameters
     ----------
     table : DataFrame
-        From `cure.explain.pointing_table`; without rows, the figure says that there is no truth.
+        From `cure.explain.pointing_table`.
     region : {"time", "time and leads"}
     """
-    figure = Figure(figsize=(10.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(10.2, 4.8), layout="constrained")
     rows = table[(table["region"] == region) & table["comparator"].isna()]
-    if rows.empty:
-        figure.text(0.5, 0.5, "not applicable: no truth is known for these records", ha="center", va="center")
-        return figure
     methods, tasks = list(rows["method"].unique()), list(rows["task"].unique())
     panels = figure.subplots(1, len(METRICS), sharey=True)
     for axes, metric in zip(panels, METRICS, strict=True):
