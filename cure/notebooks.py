@@ -6,6 +6,7 @@ equal runs.
 """
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -39,7 +40,10 @@ def file_name(stage: str) -> str:
 
 
 def clean() -> list[Path]:
-    """Write a copy of every notebook without outputs and run metadata to `data/notebooks/`.
+    """Write a copy of every notebook without outputs, run metadata and default parameters to `data/notebooks/`.
+
+    The defaults are profile `demo`'s, for readers; a stage gets its profile's. Without them in the copy, tuning one
+    profile does not rerun the others.
 
     Raises
     ------
@@ -55,7 +59,7 @@ def clean() -> list[Path]:
         except (nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
             raise CureError(f"notebooks/{source.name} is not a valid notebook: {str(error).splitlines()[0]}") from error
         with paths.atomic(target / source.name) as part:
-            nbformat.write(stripped(notebook), part)
+            nbformat.write(_without_defaults(stripped(notebook)), part)
         written.append(target / source.name)
     return written
 
@@ -72,6 +76,14 @@ def stripped(notebook: NotebookNode) -> NotebookNode:
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
         language_info={"name": "python"},
     )
+    return notebook
+
+
+def _without_defaults(notebook: NotebookNode) -> NotebookNode:
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            names = [re.sub(r"^(\w+) = [^#]*?(\s*#.*)?$", r"\1 = None\2", line) for line in cell.source.splitlines()]
+            cell.source = "\n".join(["# The next cell sets these to the values of the profile.", *names])
     return notebook
 
 
@@ -155,7 +167,7 @@ def run(stage: str, profile: str) -> Path:
 
 
 def _is_stale(copy: Path) -> bool:
-    edited = stripped(nbformat.read(paths.root() / "notebooks" / copy.name, as_version=4))
+    edited = _without_defaults(stripped(nbformat.read(paths.root() / "notebooks" / copy.name, as_version=4)))
     return edited != nbformat.read(copy, as_version=4)
 
 

@@ -86,7 +86,13 @@ def test_clean_copies_do_not_change_when_a_notebook_is_executed(project):
     assert copy.read_bytes() == before
     source.write_text(source.read_text().replace("n_draws = 1000", "n_draws = 500"))
     notebooks.clean()
+    assert copy.read_bytes() == before, "a default that every profile overrides"
+    source.write_text(source.read_text().replace("scores.heads_table(", "scores.heads_table (", 1))
+    notebooks.clean()
     assert copy.read_bytes() != before
+    (cell,) = [c for c in code_cells(copy) if "parameters" in c.metadata.get("tags", [])]
+    assert "n_draws = None  # patient-cluster bootstrap" in cell.source.splitlines()
+    assert cell.source.count("= None") == len(config.parameters("heads", "demo"))
 
 
 def test_a_broken_notebook_is_named(project):
@@ -119,7 +125,7 @@ def test_a_failing_cell_is_named_and_kept_and_nothing_is_half_written(project):
 def test_running_an_edited_notebook_says_that_the_copy_is_older(project, capsys):
     notebooks.clean()
     source = project / "notebooks" / "04_embed.ipynb"
-    source.write_text(source.read_text().replace("batch_size = 64", "batch_size = 32"))
+    source.write_text(source.read_text().replace("embed.embed_all(", "embed.embed_all (", 1))
     with pytest.raises(CureError, match="failed in cell"):
         notebooks.run("embed", "tiny")
     assert "notebooks/04_embed.ipynb was edited after `cure clean`" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def loss_curves(history: pd.DataFrame, panel: str, line: list[str], unit: str, c
                 if i == len(metrics) - 1:
                     lowest = run.loc[run["value"].idxmin()]
                     axes.plot(lowest["epoch"], lowest["value"], "o", color=colour, markersize=4)
-        axes.set_title(f"{name}\n({len(chosen[line].drop_duplicates())} trainings)", fontsize=8.5)
+        axes.set_title(f"{name}\n(n = {len(chosen[line].drop_duplicates())})", fontsize=8.5)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(color="#E5E5E5", linewidth=0.6)
         axes.set_xlabel("epoch")
