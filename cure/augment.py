@@ -1,7 +1,7 @@
 """Random views of a record for self-supervision: what may change without changing whose heart it is.
 
-Crops, leads left out, gain, noise, baseline wander and time masks, all in arrays over a batch. Strengths are those of
-common contrastive ECG recipes (Mehari and Strodthoff 2022); noise is in the unit of the model's input.
+Crops, leads left out, gain, noise, baseline wander and time masks, all in arrays over a batch. Each is something that
+happens to real recordings of one heart; none changes the shape of a beat for good.
 """
 
 from dataclasses import dataclass

@@ -125,6 +125,12 @@ def embed_all(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.Da
     return pd.DataFrame(rows)
 
 
+def read_sha256(config: StageConfig, one: Representation, split: Split | None) -> str:
+    """Hash of the weights that the embeddings of an outer split were made with, from their manifest."""
+    manifest = _folder(config.embeddings_folder / one.folder, one, split) / "manifest.parquet"
+    return str(pd.read_parquet(manifest, columns=["weights_sha256"])["weights_sha256"].iloc[0])
+
+
 def _folder(out: Path, one: Representation, split: Split | None) -> Path:
     return out / _part(one, split) if one.per_split else out
 

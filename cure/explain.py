@@ -19,6 +19,7 @@ from cure.cohorts.base import Cohort
 from cure.embed import Representation
 from cure.errors import CureError
 from cure.heads import fit_head
+from cure.importance import explained
 from cure.pointing import GRADIENT, IG, MIN_RECORDS, OCCLUSION, PRODUCT, TWIN, TWIN_GRADIENT, over_patients
 from cure.progress import progress
 from cure.settings.explain import ExplainConfig
@@ -91,14 +92,22 @@ class Example:
     fs: int
 
 
-def explained(config: ExplainConfig) -> Representation:
-    """The representation that is explained: the first seed of its weights."""
-    return Representation(config.encoder, config.weights, 0)
-
-
 def untrained(config: ExplainConfig) -> Representation:
-    """Its control: the same encoder with random weights, other ones where random weights are explained."""
-    return Representation(config.encoder, "random", 1 if config.weights == "random" else 0)
+    """The control of what is explained: the same encoder with random weights, other ones where those are explained.
+
+    Raises
+    ------
+    CureError
+        If the profile does not extract it.
+    """
+    made = embed.representations(config)
+    for one in made:
+        if (one.encoder, one.weights) == (config.encoder, "random") and one != explained(config):
+            return one
+    raise CureError(
+        f"section embed of profile '{config.profile}' extracts no other random weights of {config.encoder}, which "
+        "section explain needs as a control: add the encoder, or a seed"
+    )
 
 
 def labels(config: ExplainConfig, cohort: Cohort) -> dict[str, np.ndarray]:
@@ -127,9 +136,18 @@ def sample(y: np.ndarray, splits: list[Split], n: int, rng: np.random.Generator)
 
 
 def fit_probe(config: ExplainConfig, cohort: Cohort, one: Representation, y: np.ndarray, split: Split) -> Probe:
-    """Fit the logistic head on one split and fold it into its encoder."""
-    head = fit_head("logistic", embed.read_split(config, one, "mean", cohort, split), y, split, config.seed)
-    return Probe(embed.load_encoder(config, one, split), head.estimator)
+    """Fit the logistic head on one split and fold it into its encoder.
+
+    Raises
+    ------
+    CureError
+        If the embeddings were made with other weights.
+    """
+    x, encoder = embed.read_split(config, one, "mean", cohort, split), embed.load_encoder(config, one, split)
+    if embed.read_sha256(config, one, split) != encoder.weights_sha256():
+        again = f"`cure run embed --profile {config.profile}`"
+        raise CureError(f"embeddings {one.folder} were made with other weights than those there are now: {again}")
+    return Probe(encoder, fit_head("logistic", x, y, split, config.seed).estimator)
 
 
 def attribute(config: ExplainConfig, cohort: Cohort, splits: list[Split]) -> Explained:
@@ -304,6 +322,7 @@ def pointing_table(config: ExplainConfig, cohort: Cohort, found: Explained) -> p
         methods = {
             GRADIENT: one.gradient,
             IG: one.ig,
+            pointing.IG_SHIFTED: pointing.half_beat_later(one.ig, one.rr, found.fs),
             TWIN: one.twin,
             PRODUCT: one.product,
             OCCLUSION: pointing.spread(one.segment_drop, one.codes),

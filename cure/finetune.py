@@ -7,7 +7,6 @@ result depends neither on the other jobs nor on the number of workers.
 """
 
 import copy
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -139,7 +138,8 @@ def fit(model: Classifier, x: np.ndarray, y: np.ndarray, split: Split, recipe: R
     def validate() -> float:
         return float(bce(torch.from_numpy(predict(split.val)), target[split.val]))
 
-    run = train(model, step, split.train, recipe, checkpoint, validate=validate)
+    desc = f"{type(model.encoder).__name__}, {split.name}"
+    run = train(model, step, split.train, recipe, checkpoint, validate=validate, desc=desc)
     model.eval()
     chosen, score = (1 / (1 + np.exp(-predict(rows).astype(np.float64))) for rows in (split.val, split.test))
     thresholds = [best_threshold(y[split.val, task], chosen[:, task]) for task in range(y.shape[1])]
@@ -234,7 +234,7 @@ def run(config: FinetuneConfig, cohort: Cohort, splits: list[Split], *, n_jobs: 
     """Probe, fine-tune and train from scratch on every split, all on the binary tasks that can be fitted.
 
     An interrupted run goes on: a finished training is a file in the stage's scratch folder, an unfinished one has its
-    last whole epoch there. The folder is removed on success.
+    last whole epoch there. The folder goes when the whole stage has succeeded.
 
     Parameters
     ----------
@@ -271,7 +271,6 @@ def run(config: FinetuneConfig, cohort: Cohort, splits: list[Split], *, n_jobs: 
         seconds.append({**about, "seconds": float(result["seconds"])})
     predicted = pd.concat(frames, ignore_index=True)
     predicted = predicted.astype({name: "category" for name in predicted if predicted[name].dtype == object})
-    shutil.rmtree(scratch, ignore_errors=True)
     return Trained(predicted, pd.DataFrame(history), pd.DataFrame(sizes), pd.DataFrame(seconds))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from math import lcm
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,17 +19,16 @@ import torch
 from cure import embed, paths, predictions, resources, tables
 from cure.cohorts.base import Cohort
 from cure.errors import CureError
-from cure.evaluate import compare, evaluate
+from cure.evaluate import compare
 from cure.finetune import Job, Trained, fit, jobs, pretrained
 from cure.heads import fit_head
 from cure.models import Encoder
 from cure.paths import atomic
 from cure.progress import TERMINAL
-from cure.scores import MACROS, MEAN
+from cure.scores import MACROS, MEAN, fold_seeds, seed_averaged
 from cure.settings.finetune import FinetuneConfig
 from cure.splits import Split
 
-_SEED = "#"
 #: Columns that name a strategy in every table of this stage.
 STRATEGY = ["strategy", "encoder", "weights"]
 _NAMES = {"linear": "linear probe", "full": "fine-tuned", "scratch": "from scratch"}
@@ -44,57 +42,8 @@ def with_label(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def score_table(config: FinetuneConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
-    """All metrics of all strategies: one row per seed, and rows with seed `mean` that average inside each draw."""
-    patients = cohort.records.set_index("record_id")["patient_id"]
-    plain = predicted.drop(columns="setting")
-    single = evaluate(plain, patients, macros=MACROS, n_draws=config.n_draws, seed=config.seed)
-    folded, macros = _fold_seeds(plain)
-    averaged = evaluate(folded, patients, macros=macros, n_draws=config.n_draws, seed=config.seed)
-    averaged = averaged[~averaged["task"].str.contains(_SEED)].assign(seed=MEAN)
-    # The folded frame counts each record once per seed, and gives no number where a task lacks support.
-    about = ["n", "n_pos", "n_patients", "n_pos_patients", "prevalence", "n_tasks", "supported"]
-    support = single.drop_duplicates("task").set_index("task")[about]
-    averaged[about] = support.loc[averaged["task"]].to_numpy()
-    names = [name for name in averaged if name in predicted and name != "seed"] + ["metric"]
-    plain_mean = single.groupby(names, observed=True)["value"].mean()
-    lost = averaged["value"].isna()
-    averaged.loc[lost, "value"] = plain_mean.reindex(pd.MultiIndex.from_frame(averaged.loc[lost, names])).to_numpy()
-    return pd.concat([single, averaged.astype(single[about].dtypes.to_dict())], ignore_index=True)[single.columns]
-
-
-def _fold_seeds(predicted: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """Turn the seed into a part of the task's name: an average over seeds is then a macro average.
-
-    Methods with fewer seeds are repeated, so that all have as many and each seed weighs the same.
-
-    Returns
-    -------
-    folded : DataFrame
-        Tasks named `task#i`, no column `seed`.
-    macros : dict
-        For `cure.evaluate`: each task, and each macro average, with the members that make it up.
-    """
-    method = [name for name in _method_columns(predicted) if name != "seed"]
-    seeds = predicted.groupby(method, observed=True)["seed"]
-    count = seeds.transform("nunique").astype(int)
-    position = seeds.transform(lambda seed: pd.factorize(seed, sort=True)[0]).astype(int)
-    total = lcm(*count.unique())
-    parts = []
-    for i in range(total):
-        at = position + i * count
-        chosen = at < total
-        names = predicted["task"].astype(str) + _SEED + at.astype(str)
-        parts.append(predicted.assign(task=names)[chosen])
-    folded = pd.concat(parts, ignore_index=True).drop(columns="seed").astype({"task": "category"})
-    tasks = list(predicted["task"].unique())
-    groups = {**{str(task): (task,) for task in tasks}, **MACROS}
-    members = {name: [f"{task}{_SEED}{i}" for task in group for i in range(total)] for name, group in groups.items()}
-    return folded, members
-
-
-def _method_columns(predicted: pd.DataFrame) -> list[str]:
-    """Columns of a predictions frame that name a method."""
-    return list(predicted.columns[: list(predicted.columns).index("task")])
+    """All metrics of all strategies, per seed and averaged over seeds; see `cure.scores.seed_averaged`."""
+    return seed_averaged(predicted, cohort, config.n_draws, config.seed)
 
 
 def against_full(config: FinetuneConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -103,7 +52,7 @@ def against_full(config: FinetuneConfig, cohort: Cohort, predicted: pd.DataFrame
     The alternatives are the linear probe of the same weights, the same architecture trained from scratch, and the
     supervised floor.
     """
-    folded, macros = _fold_seeds(predicted.drop(columns=["setting", "contaminated"]))
+    folded, macros = fold_seeds(predicted.drop(columns=["setting", "contaminated"]))
     others = {
         "linear probe": {"strategy": "linear", "head": "logistic"},
         f"{config.encoder} from scratch": {"strategy": "scratch", "weights": "random"},

@@ -163,6 +163,8 @@ def run(stage: str, profile: str) -> Path:
     with paths.atomic(result) as part:
         nbformat.write(normalised(nbformat.read(attempt, as_version=4)), part)
     attempt.unlink()
+    # Only now: finished trainings and shards would be lost if a later cell had failed.
+    shutil.rmtree(paths.scratch(profile, stage), ignore_errors=True)
     return result
 
 

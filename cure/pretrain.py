@@ -95,7 +95,7 @@ def pretrain_all(config: PretrainConfig, cohort: Cohort, splits: list[Split]) ->
     """Run what has not been run, several runs at a time, and write the weights.
 
     Every run is one thread: its result does not depend on how many run beside it. A finished run waits in the scratch
-    folder, an unfinished one goes on from its last epoch.
+    folder until the whole stage has succeeded, an unfinished one goes on from its last epoch.
 
     Returns
     -------
@@ -115,7 +115,6 @@ def pretrain_all(config: PretrainConfig, cohort: Cohort, splits: list[Split]) ->
             target = out / f"{config.encoder}-{job.weights}-{job.seed}" / f"{job.part.replace(' ', '-')}.safetensors"
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(scratch / key / "weights.safetensors", target)
-    shutil.rmtree(scratch)
     return pd.concat(curves, ignore_index=True)
 
 
@@ -201,7 +200,8 @@ def recognition(config: PretrainConfig, cohort: Cohort, splits: list[Split]) -> 
             x = torch.from_numpy(encoder.input_spec.read(cohort, split.val))
             one, two = (encoder.embed(half) for half in x.chunk(2, dim=2))
             centre = torch.cat([one, two]).mean(dim=0)
-            near = torch.nn.functional.cosine_similarity((one - centre)[:, None], (two - centre)[None], dim=2)
+            normalise = torch.nn.functional.normalize
+            near = normalise(one - centre) @ normalise(two - centre).T
             found = (near.argmax(dim=1) == torch.arange(len(x))).float().mean().item()
             row = {"encoder": config.encoder, "weights": name, "seed": seed, "part": split.name}
             rows.append({**row, "metric": "halves_found", "value": found, "chance": 1 / len(x), "n": len(x)})

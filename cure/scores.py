@@ -1,5 +1,7 @@
 """Score tables of the heads study: per initialisation and averaged, against a comparator, under permuted labels."""
 
+from math import lcm
+
 import numpy as np
 import pandas as pd
 
@@ -21,28 +23,33 @@ MEAN = "mean"
 _SEED = "#"
 
 
-def heads_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
-    """All metrics of all settings: one row per initialisation, and rows with seed `mean` that average over them.
+def seed_averaged(predicted: pd.DataFrame, cohort: Cohort, n_draws: int, seed: int) -> pd.DataFrame:
+    """All metrics of all methods: one row per seed, and rows with seed `mean` that average over seeds.
 
     The average is taken inside each draw, so its interval is right: it covers the sampling of patients, given these
-    initialisations.
+    initialisations and trainings.
     """
     patients = cohort.records.set_index("record_id")["patient_id"]
     plain = predicted.drop(columns="setting")
-    single = evaluate(plain, patients, macros=MACROS, n_draws=config.n_draws, seed=config.seed)
-    folded = _fold_seeds(plain, config.seeds)
-    macros = _seed_macros(list(plain["task"].unique()), config.seeds)
-    averaged = evaluate(folded, patients, macros=macros, n_draws=config.n_draws, seed=config.seed)
+    single = evaluate(plain, patients, macros=MACROS, n_draws=n_draws, seed=seed)
+    folded, macros = fold_seeds(plain)
+    averaged = evaluate(folded, patients, macros=macros, n_draws=n_draws, seed=seed)
     averaged = averaged[~averaged["task"].str.contains(_SEED)].assign(seed=MEAN)
+    # The folded frame counts each record once per seed, and gives no number where a task lacks support.
     about = ["n", "n_pos", "n_patients", "n_pos_patients", "prevalence", "n_tasks", "supported"]
     support = single.drop_duplicates("task").set_index("task")[about]
     averaged[about] = support.loc[averaged["task"]].to_numpy()
-    # A macro leaves out what lacks support; a single task is shown all the same, as the mean of its initialisations.
+    # A macro leaves out what lacks support; a single task is shown all the same, as the mean of its seeds.
     names = [name for name in averaged if name in predicted and name not in ("seed", "task")] + ["task", "metric"]
     plain_mean = single.groupby(names, observed=True)["value"].mean()
     lost = averaged["value"].isna()
     averaged.loc[lost, "value"] = plain_mean.reindex(pd.MultiIndex.from_frame(averaged.loc[lost, names])).to_numpy()
     return pd.concat([single, averaged.astype(single[about].dtypes.to_dict())], ignore_index=True)[single.columns]
+
+
+def heads_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
+    """All metrics of all settings of the heads study, see `seed_averaged`."""
+    return seed_averaged(predicted, cohort, config.n_draws, config.seed)
 
 
 def against_features(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -51,10 +58,9 @@ def against_features(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFram
     Mean pooling only: one comparison per encoder, head and task, Holm-adjusted over the table.
     """
     plain = predicted.drop(columns="setting")
-    folded = _fold_seeds(plain[plain["pooling"].isin(["mean", "none"])], config.seeds)
+    folded, macros = fold_seeds(plain[plain["pooling"].isin(["mean", "none"])])
     comparator = {"encoder": FEATURES, "weights": "none", "pooling": "none"}
     patients = cohort.records.set_index("record_id")["patient_id"]
-    macros = _seed_macros(list(plain["task"].unique()), config.seeds)
     table = compare(folded, comparator, patients, seed=config.seed, macros=macros, per_task=False)
     return table.assign(seed=MEAN, comparator=FEATURES).drop(
         columns=["n_pos", "n_pos_patients", "prevalence", "n_tasks"]
@@ -71,10 +77,9 @@ def against_random(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame)
         raise CureError("no pre-trained weights are part of this profile: list them in its heads section")
     encoder = parameters("pretrain", config.profile)["encoder"]
     plain = predicted[(predicted["encoder"] == encoder) & (predicted["pooling"] == "mean")].drop(columns="setting")
-    folded = _fold_seeds(plain, config.seeds)
+    folded, macros = fold_seeds(plain)
     pairs = [({"weights": name}, {"weights": "random"}) for name in config.pretrained]
     patients = cohort.records.set_index("record_id")["patient_id"]
-    macros = _seed_macros(list(plain["task"].unique()), config.seeds)
     table = compare(folded, pairs, patients, seed=config.seed, macros=macros, per_task=False)
     unsaid = ["n_pos", "n_pos_patients", "prevalence", "n_tasks"]
     return table.assign(seed=MEAN, comparator="random").drop(columns=unsaid)
@@ -145,20 +150,36 @@ def group_view(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     return wide.rename_axis(index=["group", "labels", "records"], columns=None)
 
 
-def _fold_seeds(predicted: pd.DataFrame, seeds: list[int]) -> pd.DataFrame:
-    """Turn the seed into a part of the task's name, so that the average over seeds is a macro average.
+def fold_seeds(predicted: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """Turn the seed into a part of the task's name: an average over seeds is then a macro average.
 
-    What was made once (features, weights of one pre-training) stands for itself under each seed.
+    Methods with fewer seeds are repeated, so that all have as many and each seed weighs the same.
+
+    Returns
+    -------
+    folded : DataFrame
+        Tasks named `task#i`, no column `seed`.
+    macros : dict
+        For `cure.evaluate`: each task, and each macro average, with the members that make it up.
     """
-    counts = predicted.groupby(["encoder", "weights"], observed=True)["seed"].transform("nunique")
-    if not counts.isin([1, len(seeds)]).all():
-        raise CureError(f"pre-training seeds must be one, or as many as the {len(seeds)} of the random encoders")
-    many, once = predicted[counts > 1], predicted[counts == 1]
-    folded = pd.concat([many, *(once.assign(seed=np.int16(seed)) for seed in seeds)], ignore_index=True)
-    names = folded["task"].astype(str) + _SEED + folded["seed"].astype(str)
-    return folded.assign(task=names.astype("category")).drop(columns="seed")
+    method = [name for name in _method_columns(predicted) if name != "seed"]
+    seeds = predicted.groupby(method, observed=True)["seed"]
+    count = seeds.transform("nunique").astype(int)
+    position = seeds.transform(lambda seed: pd.factorize(seed, sort=True)[0]).astype(int)
+    total = lcm(*count.unique())
+    parts = []
+    for i in range(total):
+        at = position + i * count
+        chosen = at < total
+        names = predicted["task"].astype(str) + _SEED + at.astype(str)
+        parts.append(predicted.assign(task=names)[chosen])
+    folded = pd.concat(parts, ignore_index=True).drop(columns="seed").astype({"task": "category"})
+    tasks = list(predicted["task"].unique())
+    groups = {**{str(task): (task,) for task in tasks}, **MACROS}
+    members = {name: [f"{task}{_SEED}{i}" for task in group for i in range(total)] for name, group in groups.items()}
+    return folded, members
 
 
-def _seed_macros(tasks: list[str], seeds: list[int]) -> dict[str, list[str]]:
-    groups = {**{task: (task,) for task in tasks}, **MACROS}
-    return {name: [f"{task}{_SEED}{seed}" for task in members for seed in seeds] for name, members in groups.items()}
+def _method_columns(predicted: pd.DataFrame) -> list[str]:
+    """Columns of a predictions frame that name a method."""
+    return list(predicted.columns[: list(predicted.columns).index("task")])

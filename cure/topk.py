@@ -104,20 +104,24 @@ def curve_points(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def smallest_k(table: pd.DataFrame) -> pd.DataFrame:
-    """Fewest dimensions whose AUROC, averaged over draws, is at most `WITHIN` below that of all dimensions.
+    """Fewest dimensions from which on the AUROC, averaged over draws, is at most `WITHIN` below that of all dimensions.
+
+    From which on: all larger k are as good, so that one lucky point of a noisy curve does not decide.
 
     Returns
     -------
     DataFrame
-        One row per supported task and selection (but `all`): `task, selection, k, value, full, dim, draws`; where no
-        fewer will do, `k` is `dim`.
+        One row per supported task whose head on all dimensions is better than chance, and selection (but `all`):
+        `task, selection, k, value, full, dim, draws`; where no fewer will do, `k` is `dim`.
     """
-    points = curve_points(table[table["supported"].astype(bool)])
+    works = (table["selection"] == "all") & table["supported"].astype(bool) & (table["lo"] > 0.5)
+    points = curve_points(table[table["task"].isin(table.loc[works, "task"])])
     rows = []
     for (task, selection), part in points[points["selection"] != "all"].groupby(["task", "selection"], sort=False):
         full = points[(points["task"] == task) & (points["selection"] == "all")].iloc[0]
-        enough = part[part["mean"] >= full["mean"] - WITHIN].sort_values("k")
-        best = enough.iloc[0] if len(enough) else full
+        part = part.sort_values("k")
+        enough = (part["mean"] >= full["mean"] - WITHIN)[::-1].cummin()[::-1]
+        best = part[enough].iloc[0] if enough.any() else full
         about = {"full": full["mean"], "dim": int(full["k"]), "draws": int(part["size"].iloc[0])}
         rows.append({"task": task, "selection": selection, "k": int(best["k"]), "value": best["mean"], **about})
     return pd.DataFrame(rows, columns=["task", "selection", "k", "value", "full", "dim", "draws"])
@@ -133,9 +137,10 @@ def topk_text(table: pd.DataFrame) -> str:
         lines.append(f"* **{task}** (all {first['dim']}: {first['full']:.3f}): {'; '.join(said)}.")
     if lines:
         draws = best["draws"].max()
-        lines.insert(0, f"Fewest dimensions within {WITHIN:g} AUROC of all (random: mean of {draws} draws):\n")
+        head = f"Fewest dimensions from which on the AUROC is within {WITHIN:g} of all (random: mean of {draws} draws)"
+        lines.insert(0, f"{head}, read off curves whose intervals are wider than that:\n")
     if few := sorted(set(table["task"]) - set(best["task"])):
-        lines.append(f"\nToo few positive test records to say anything: {', '.join(few)}.")
+        lines.append(f"\nNothing is said where all dimensions together are not better than chance: {', '.join(few)}.")
     return "\n".join(lines)
 
 

@@ -309,9 +309,28 @@ def study(cohort, monkeypatch):
         spread = np.random.default_rng(one.seed).normal(size=(len(cohort), 256))
         return (spread + cohort.listed[["1AVB"]].to_numpy()).astype(np.float32)
 
+    made = [embed.Representation("leadcnn", weights, 0) for weights in ("ssl-simulated", "random")]
+    monkeypatch.setattr(embed, "representations", lambda _: made)
     monkeypatch.setattr(embed, "load_encoder", load)
     monkeypatch.setattr(embed, "read_split", read)
+    monkeypatch.setattr(embed, "read_sha256", lambda _, one, split: load(None, one).weights_sha256())
     return config, cohort, splits
+
+
+def test_embeddings_of_other_weights_are_refused(study, monkeypatch):
+    config, cohort, splits = study
+    y = cohort.listed["1AVB"].to_numpy()
+    monkeypatch.setattr(embed, "read_sha256", lambda *_: "another")
+    with pytest.raises(CureError, match=r"leadcnn-ssl-simulated-0 were made with other weights .* `cure run embed"):
+        explain.fit_probe(config, cohort, explain.explained(config), y, splits[0])
+
+
+def test_a_control_that_is_not_extracted_is_an_error(study, monkeypatch):
+    config, *_ = study
+    assert explain.untrained(config).weights == "random"
+    alone = config.model_copy(update={"weights": "random"})
+    with pytest.raises(CureError, match="extracts no other random weights of leadcnn"):
+        explain.untrained(alone)
 
 
 def test_only_test_positives_are_explained(study):

@@ -11,17 +11,43 @@ from cure import config
 README = (ROOT / "README.md").read_text()
 
 
-def test_results_are_those_of_the_committed_table():
-    heads = pd.read_csv(ROOT / "tables/ptbxl-subset/heads.csv", dtype={"seed": str})
-    macro = heads[(heads["task"] == "macro") & (heads["metric"] == "auroc") & (heads["seed"] == "mean")]
-    macro = macro[macro["pooling"].isin(["mean", "none"])].set_index(["encoder", "head"])
-    block = README.split("heads.csv -->")[1].split("<!-- end of results")[0]
-    rows = re.findall(r"^\| .*`([\w-]+)`.* \| (\S.*?) \| (\S.*?) \| (\S.*?) \|$", block, flags=re.M)
-    assert {row[0] for row in rows} == {"ecg-features", "resnet1d", "vit1d"}
-    for encoder, *numbers in rows:
-        for head, text in zip(("logistic", "mlp", "xgboost"), numbers, strict=True):
-            row = macro.loc[(encoder, head)]
-            assert text == f"{row['value']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]", (encoder, head)
+def rows_between(start, end):
+    """First cells in backticks, and numbers, of a table in the README."""
+    block = README.split(f"{start} -->")[1].split(f"<!-- {end}")[0]
+    return [
+        (re.findall(r"`([\w-]+)`", line), re.findall(r"\d\.\d{3} \[[^]]+\]", line)) for line in block.splitlines()[3:]
+    ]
+
+
+def shown(row):
+    return f"{row['value']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]"
+
+
+def macro(name):
+    table = pd.read_csv(ROOT / f"tables/ptbxl-subset/{name}.csv", dtype={"seed": str})
+    return table[(table["task"] == "macro") & (table["metric"] == "auroc") & (table["seed"] == "mean")]
+
+
+def test_results_are_those_of_the_committed_tables():
+    heads = macro("heads")
+    heads = heads[heads["pooling"].isin(["mean", "none"])].set_index(["encoder", "weights", "head"])
+    rows = [row for row in rows_between("heads.csv", "end of results") if row[1]]
+    assert {tuple(names) for names, _ in rows} == {
+        ("ecg-features",),
+        ("leadcnn", "ssl-folds"),
+        ("leadcnn", "ssl-simulated"),
+        ("leadcnn", "random"),
+        ("resnet1d", "random"),
+        ("vit1d", "random"),
+    }
+    for names, numbers in rows:
+        key = (*names, "none") if len(names) == 1 else tuple(names)
+        assert numbers == [shown(heads.loc[(*key, head)]) for head in ("logistic", "mlp", "xgboost")], names
+    tuned = macro("finetune").set_index(["strategy", "encoder", "weights"])
+    rows = [row for row in rows_between("finetune.csv", "end of finetune") if row[1]]
+    assert len(rows) == 4
+    for names, numbers in rows:
+        assert numbers == [shown(tuned.loc[tuple(names)])], names
 
 
 def test_linked_files_exist():

@@ -131,9 +131,19 @@ def test_pre_training_is_compared_with_all_its_random_twins(config, cohort, pred
     assert set(gained["comparator"]) == {"random"}
     with pytest.raises(CureError, match="no pre-trained weights are part of this profile"):
         scores.against_random(config, cohort, predicted)
-    three = pd.concat([twin, twin.assign(weights="ssl-folds"), once.assign(seed=np.int16(2))], ignore_index=True)
-    with pytest.raises(CureError, match="must be one, or as many as the 2 of the random encoders"):
-        scores.against_random(chosen, cohort, three)
+
+
+def test_methods_with_fewer_seeds_weigh_each_seed_alike(predicted):
+    """Two seeds beside three: both are repeated to six members, so that a mean over members is a mean over seeds."""
+    e = predicted[predicted["encoder"] == "e"]
+    f = pd.concat([e[e["seed"] == 0].assign(encoder="f", seed=np.int16(s), score=0.1 + 0.2 * s) for s in range(3)])
+    folded, macros = scores.fold_seeds(pd.concat([e, f], ignore_index=True).drop(columns="setting"))
+    assert len(macros["MI"]) == 6
+    members = folded[folded["task"].isin(macros["MI"])].groupby(["encoder", "task"], observed=True)["score"].mean()
+    assert members["f"].mean() == pytest.approx(0.3)
+    by_seed = e[e["task"] == "MI"].groupby("seed")["score"].mean()
+    assert members["e"].mean() == pytest.approx(by_seed.mean())
+    assert members["e"].value_counts().tolist() == [3, 3]
 
 
 def test_the_null_is_a_half_within_test_parts_and_pooling_is_reported_apart(config, cohort, monkeypatch):

@@ -1,10 +1,13 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from cure.errors import CureError
-from cure.training import Recipe, train
+from cure.progress import TERMINAL
+from cure.training import Recipe, alone, train
 
 X = torch.from_numpy(np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32))
 Y = X @ torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0])
@@ -96,3 +99,11 @@ def test_faults_are_named(tmp_path):
         net[0].weight[0, 0] = float("nan")
     with pytest.raises(CureError, match="the loss of epoch 1 is not finite"):
         fit(net, tmp_path / "d.pt", Recipe(1, 16, 1e-3))
+
+
+def test_bars_and_threads_are_as_before_after_working_alone(monkeypatch):
+    monkeypatch.setenv(TERMINAL, "/dev/tty7")
+    torch.set_num_threads(2)
+    with alone():
+        assert (torch.get_num_threads(), os.environ[TERMINAL]) == (1, "")
+    assert (torch.get_num_threads(), os.environ[TERMINAL]) == (2, "/dev/tty7")

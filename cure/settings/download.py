@@ -14,4 +14,4 @@ class DownloadConfig(StageConfig):
     max_id_100: int | None = Field(None, ge=1, description="highest ecg_id taken at 100 Hz; null takes all")
     max_id_500: int | None = Field(None, ge=0, description="highest ecg_id taken at 500 Hz; null takes all, 0 none")
     fetch: bool = Field(True, description="get missing PTB-XL files from PhysioNet; false studies what is there")
-    seed: int = Field(0, ge=0, description="seed of the synthetic cohort")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the synthetic cohort")
