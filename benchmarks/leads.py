@@ -3,8 +3,8 @@
     python benchmarks/leads.py                          # speed only
     python benchmarks/leads.py --profile ptbxl-subset   # and score, after `make repro PROFILE=ptbxl-subset`
 
-One training step (forward and backward under bfloat16, one thread, 128 crops of 5 s) and one forward pass, the encoders
-in turns, best of several rounds. The floor is the step's arithmetic, counted by torch (a backward pass is two forward
+One training step (forward and backward under bfloat16) and one forward pass as embeddings are made (float32), 128 crops
+of 5 s on one thread, the encoders in turns, best of several rounds. The floor is the step's arithmetic, counted by torch (a backward pass is two forward
 passes), at the rate that this core reaches in a large matrix product of the same type.
 
 With a profile, both are also pre-trained alike (all twelve leads in every view) on the training records of the first
@@ -19,11 +19,11 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 from torch.utils.flop_counter import FlopCounterMode
 
 from cure import augment, models, objectives, tasks
 from cure.beats import median_beats
-from cure.bootstrap import auroc
 from cure.cohorts.base import Cohort
 from cure.config import check, parameters
 from cure.heads import fit_head
@@ -50,16 +50,18 @@ def main() -> None:
 def speed(rounds: int) -> None:
     """Time one step and one forward pass of both encoders, the lead-wise one with fewer and fewer leads."""
     x = torch.randn(128, 12, 500)
-    lead, mixing = models.load("leadcnn").train(), models.load("resnet1d").train()
+    lead, mixing = models.load("leadcnn"), models.load("resnet1d")
     ways = {f"leadcnn, {n} leads": (lambda n=n: lead(x[:, :n], range(n))) for n in LEADS}
     ways["resnet1d, 12 leads"] = lambda: mixing(x)
     steps: dict[str, list[float]] = {name: [] for name in ways}
     passes: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, forward in ways.items():
+            lead.train(), mixing.train()
             steps[name].append(seconds(lambda f=forward: step(f)))
+            lead.eval(), mixing.eval()
             with torch.inference_mode():
-                passes[name].append(seconds(lambda f=forward: cast(f)))
+                passes[name].append(seconds(forward))
     peak = matmul_rate()
     whole, twin = min(steps["leadcnn, 12 leads"]), min(steps["resnet1d, 12 leads"])
     print(f"matrix product, bfloat16, one thread: {peak / 1e9:.0f} GFLOP/s")
@@ -146,7 +148,7 @@ def probe(encoder: Encoder, x: np.ndarray, labels: tasks.Labels, split: Split) -
     for task in tasks.SUPERCLASSES:
         y = labels.y[:, labels.names.index(task)]
         fit = fit_head("logistic", z, y, split)
-        found.append(auroc(y[split.val], fit.score(z[split.val])))
+        found.append(roc_auc_score(y[split.val], fit.score(z[split.val])))
     return float(np.mean(found))
 
 
