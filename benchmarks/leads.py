@@ -4,8 +4,8 @@
     python benchmarks/leads.py --profile ptbxl-subset   # and score, after `make repro PROFILE=ptbxl-subset`
 
 One training step (forward and backward under bfloat16) and one forward pass as embeddings are made (float32), 128 crops
-of 5 s on one thread, the encoders in turns, best of several rounds. The floor is the step's arithmetic, counted by torch (a backward pass is two forward
-passes), at the rate that this core reaches in a large matrix product of the same type.
+of 5 s, one thread, encoders in turns, best of several rounds. The floor is the step's arithmetic, as torch counts it
+(a backward pass is two forward passes), at the rate that this core reaches in a large bfloat16 matrix product.
 
 With a profile, both are also pre-trained alike (all twelve leads in every view) on the training records of the first
 outer split, and a logistic head on the frozen embeddings is scored on its validation records; no test record is read.

@@ -6,6 +6,7 @@ nor their patients. Tables are computed from what `attribute` returns.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from threading import Lock
 
 import joblib
 import numpy as np
@@ -29,6 +30,8 @@ from cure.splits import Split
 #: Weights are randomised for every n-th record only: four new attributions of a record cost as much as all else.
 EVERY = 4
 AMPLITUDE = pointing.AMPLITUDE
+#: Layers initialise themselves from torch's global generator, which all threads share: one at a time.
+_INITIALISING = Lock()
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,9 @@ def fit_probe(config: ExplainConfig, cohort: Cohort, one: Representation, y: np.
     CureError
         If the embeddings were made with other weights.
     """
-    x, encoder = embed.read_split(config, one, "mean", cohort, split), embed.load_encoder(config, one, split)
+    x = embed.read_split(config, one, "mean", cohort, split)
+    with _INITIALISING:
+        encoder = embed.load_encoder(config, one, split)
     if embed.read_sha256(config, one, split) != encoder.weights_sha256():
         again = f"`cure run embed --profile {config.profile}`"
         raise CureError(f"embeddings {one.folder} were made with other weights than those there are now: {again}")
@@ -189,7 +194,9 @@ def _attribute(config: ExplainConfig, cohort: Cohort, y: np.ndarray, split: Spli
     codes, rr = attribution.beat_segments(cohort.signals(rows, 100), 100, spec.seconds, x.shape[2])
     few = np.arange(0, len(rows), EVERY)
     similarity = np.full((len(rows), 3, 1 + len(attribution.PARTS[config.encoder])), np.nan)
-    for stage, other in enumerate(attribution.randomised(probe, config.encoder, config.seed).values()):
+    with _INITIALISING:
+        others = attribution.randomised(probe, config.encoder, config.seed)
+    for stage, other in enumerate(others.values()):
         new = attribution.integrated_gradients(other, x[few], config.steps, tolerance=np.inf)
         similarity[few, 0, stage] = attribution.similarity(own.value[few], new.value, spec.fs)
         similarity[few, 1, stage] = attribution.similarity(own.value[few], new.value, spec.fs, signed=True)

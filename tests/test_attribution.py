@@ -1,5 +1,6 @@
 import dataclasses
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -313,7 +314,8 @@ def study(cohort, monkeypatch):
     monkeypatch.setattr(embed, "representations", lambda _: made)
     monkeypatch.setattr(embed, "load_encoder", load)
     monkeypatch.setattr(embed, "read_split", read)
-    monkeypatch.setattr(embed, "read_sha256", lambda _, one, split: load(None, one).weights_sha256())
+    hashes = {one: load(None, one).weights_sha256() for one in made}
+    monkeypatch.setattr(embed, "read_sha256", lambda _, one, split: hashes[one])
     return config, cohort, splits
 
 
@@ -323,6 +325,16 @@ def test_embeddings_of_other_weights_are_refused(study, monkeypatch):
     monkeypatch.setattr(embed, "read_sha256", lambda *_: "another")
     with pytest.raises(CureError, match=r"leadcnn-ssl-simulated-0 were made with other weights .* `cure run embed"):
         explain.fit_probe(config, cohort, explain.explained(config), y, splits[0])
+
+
+def test_threads_do_not_disturb_each_others_random_weights(study):
+    config, cohort, splits = study
+    y = cohort.listed["1AVB"].to_numpy()
+    wanted = models.load("leadcnn", "random", 1).weights_sha256()
+    twin = explain.untrained(config)
+    work = [joblib.delayed(explain.fit_probe)(config, cohort, twin, y, splits[0]) for _ in range(16)]
+    probes = joblib.Parallel(n_jobs=8, backend="threading")(work)
+    assert {probe.encoder.weights_sha256() for probe in probes} == {wanted}
 
 
 def test_a_control_that_is_not_extracted_is_an_error(study, monkeypatch):
