@@ -163,9 +163,15 @@ def _step(config: PretrainConfig, model: SelfSupervised, corpus: Corpus, targets
 
 def write_weights(encoder: Encoder, file: Path, *, source: str, recipe: dict) -> None:
     """Write a state dict as safetensors; the header says what the weights have seen and how they were trained."""
-    about = {"license": encoder.license, "pretraining": source, "recipe": json.dumps(recipe, sort_keys=True)}
+    about = {
+        "architecture": type(encoder).__name__,
+        "license": encoder.license,
+        "pretraining": source,
+        "recipe": recipe,
+    }
     state = {name: value.contiguous() for name, value in encoder.state_dict().items()}
-    save_file(state, file, metadata={"architecture": type(encoder).__name__, **about})
+    # One entry: safetensors writes several in an order that differs from run to run.
+    save_file(state, file, metadata={"about": json.dumps(about, sort_keys=True)})
 
 
 def weights_table(config: PretrainConfig) -> pd.DataFrame:

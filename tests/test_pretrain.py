@@ -212,6 +212,14 @@ def test_simulated_records_are_twelve_leads_in_millivolts_and_the_same_each_time
     np.testing.assert_array_equal(one, pretrain.simulated(20))
 
 
+def test_equal_weights_are_equal_bytes(tmp_path, encoder):
+    files = [tmp_path / f"{i}.safetensors" for i in range(8)]
+    for file in files:
+        pretrain.write_weights(encoder, file, source="a source", recipe={"rate": 0.1, "epochs": 3})
+    assert len({file.read_bytes() for file in files}) == 1
+    assert models.load("leadcnn", files[0]).pretraining == ("a source",)
+
+
 def test_weights_files_that_do_not_fit_are_errors(tmp_path, encoder):
     file = tmp_path / "w" / "all.safetensors"
     file.parent.mkdir()

@@ -1,5 +1,6 @@
 """Names of the encoders and how each is built."""
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def _fill(encoder: Encoder, name: str, file: Path) -> None:
         raise CureError(f"no weights {file.parent.name}/{file.name}: make them with `make repro PROFILE=...`")
     try:
         with safe_open(file, framework="pt") as stored:
-            about = stored.metadata() or {}
+            about = json.loads((stored.metadata() or {}).get("about", "{}"))
             state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise CureError(f"{file.parent.name}/{file.name} is damaged ({error}): delete it and make it again") from error
