@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,7 +107,18 @@ TINY = {
 }
 
 
-def make_project(folder: Path) -> Path:
+#: The same with one training of each kind, for the tests that run all stages through DVC again and again.
+SMALL = {
+    **TINY,
+    "pretrain": {**TINY["pretrain"], "weights": ["ssl-simulated"], "epochs": 1},
+    "embed": {**TINY["embed"], "pretrained": ["ssl-simulated"]},
+    "heads": {**TINY["heads"], "pretrained": ["ssl-simulated"], "heads": ["logistic"]},
+    "finetune": {**TINY["finetune"], "weights": "ssl-simulated"},
+    "explain": {**TINY["explain"], "weights": "ssl-simulated"},
+}
+
+
+def make_project(folder: Path, profile: dict = TINY) -> Path:
     """A copy of what the pipeline consists of, besides the package, with profile `tiny` as the only one listed."""
     for name in ("notebooks", "profiles", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
@@ -113,7 +126,7 @@ def make_project(folder: Path) -> Path:
         shutil.copyfile(ROOT / name, folder / name)
     shutil.copytree(ROOT / "cure", folder / "cure", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "params.yaml").write_text("profiles: [tiny]\n")
-    (folder / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(profile))
     return folder
 
 
@@ -143,4 +156,29 @@ def project(tmp_path, monkeypatch) -> Path:
     folder = make_project(tmp_path / "project")
     monkeypatch.chdir(folder)
     assert paths.root() == folder
+    return folder
+
+
+def dvc(folder: Path, *arguments: str, check: bool = True) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["dvc", *arguments], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    return subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory) -> Path:
+    """A git checkout in which `dvc repro` has run once on the tiny cohort."""
+    folder = make_project(tmp_path_factory.mktemp("dvc"), SMALL)
+    git(folder, "init", "-q")
+    dvc(folder, "repro")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "reproduced")
     return folder

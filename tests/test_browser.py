@@ -24,8 +24,8 @@ def browser():
 
 
 @pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 900, "light"), (390, 844, "dark")])
-def test_every_page_is_whole_at_any_width(finished, browser, width, height, scheme):
-    pages = sorted((finished / "site" / "tiny").glob("*.html"))
+def test_every_page_is_whole_at_any_width(reproduced, browser, width, height, scheme):
+    pages = sorted((reproduced / "site" / "tiny").glob("*.html"))
     assert len(pages) >= 7
     for file in pages:
         page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -47,9 +47,9 @@ def test_every_page_is_whole_at_any_width(finished, browser, width, height, sche
         page.close()
 
 
-def test_a_keyboard_reaches_the_content_and_the_tables(finished, browser):
+def test_a_keyboard_reaches_the_content_and_the_tables(reproduced, browser):
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.goto((finished / "site" / "tiny" / "index.html").as_uri())
+    page.goto((reproduced / "site" / "tiny" / "index.html").as_uri())
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     for region in page.locator("[role=region]").all():
