@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cure.errors import CureError
-from cure.models.base import Encoder, InputSpec
+from cure.models.base import PLAIN, Encoder
 from cure.signals import LEADS
 
 
@@ -36,7 +36,7 @@ class LeadCNN(Encoder):
     Input is 100 Hz, 0.5 Hz high-passed, in units of 0.2 mV, of any length from 2 s.
     """
 
-    input_spec = InputSpec(fs=100, seconds=10, highpass_hz=0.5, unit_mv=0.2)
+    input_spec = PLAIN
     dim = 256
 
     def __init__(self, widths: tuple[int, int, int] = (32, 64, 128)):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from cure.models.base import Encoder, InputSpec
+from cure.models.base import PLAIN, Encoder
 
 
 class _Block(nn.Module):
@@ -30,7 +30,7 @@ class ResNet1d(Encoder):
     Input is 100 Hz, 0.5 Hz high-passed, in units of 0.2 mV, so that a typical QRS is of order one.
     """
 
-    input_spec = InputSpec(fs=100, seconds=10, highpass_hz=0.5, unit_mv=0.2)
+    input_spec = PLAIN
     dim = 256
 
     def __init__(self, widths: tuple[int, ...] = (64, 128, 192, 256)):

@@ -6,7 +6,7 @@ al.: Deep learning for ECG analysis, IEEE J-BHI 25(5), 2021: there among the bes
 
 from torch import Tensor, nn
 
-from cure.models.base import Encoder, InputSpec
+from cure.models.base import PLAIN, Encoder
 
 
 class _Block(nn.Module):
@@ -36,7 +36,7 @@ class ResNet1dWang(Encoder):
     Input is 100 Hz, 0.5 Hz high-passed, in units of 0.2 mV, of any length.
     """
 
-    input_spec = InputSpec(fs=100, seconds=10, highpass_hz=0.5, unit_mv=0.2)
+    input_spec = PLAIN
     dim = 128
 
     def __init__(self, kernels: tuple[int, int] = (5, 3), strides: tuple[int, ...] = (1, 2, 2)):

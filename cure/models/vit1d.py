@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cure.models.base import Encoder, InputSpec
+from cure.models.base import PLAIN, Encoder
 
 
 def sinusoids(n: int, dim: int) -> Tensor:
@@ -18,7 +18,7 @@ def sinusoids(n: int, dim: int) -> Tensor:
 class ViT1d(Encoder):
     """Patches of 0.25 s across 12 leads, four pre-norm transformer layers: 40 tokens of 192 for 10 s."""
 
-    input_spec = InputSpec(fs=100, seconds=10, highpass_hz=0.5, unit_mv=0.2)
+    input_spec = PLAIN
     dim = 192
 
     def __init__(self, patch: int = 25, depth: int = 4, heads: int = 6):
