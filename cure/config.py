@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cure import paths
 from cure.errors import CureError
 
-Pooling = Literal["mean", "max", "min", "last"]
+Pooling = Literal["mean", "max", "min", "last", "own"]
 Weights = Literal["ssl-folds", "ssl-simulated"]
 HeadName = Literal["logistic", "mlp", "xgboost"]
 
@@ -69,6 +69,8 @@ class RepresentationConfig(StageConfig):
     encoders: list[str] = Field(min_length=1, description="architectures taken with random weights")
     seeds: list[int] = Field(min_length=1, description="initialisations of each")
     pretrained: list[Weights] = Field([], description="weights that stage `pretrain` made of its encoder")
+    published: list[str] = Field([], description="published architectures, taken with random weights as their floor")
+    weights: Literal["random", "hub"] = Field("random", description="hub: the published ones with their weights too")
 
 
 class Profile(_Strict):

@@ -8,6 +8,7 @@ A representation is a folder::
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +19,22 @@ import torch
 from torch import Tensor
 
 from cure import models, paths
+from cure.catalogue import contamination
 from cure.cohorts.base import Cohort
-from cure.config import RepresentationConfig, StageConfig, check, parameters
+from cure.config import RepresentationConfig, StageConfig, check, load, parameters
 from cure.errors import CureError
 from cure.features import ecg_features
 from cure.models import Encoder
 from cure.paths import atomic
 from cure.settings.embed import EmbedConfig
-from cure.shards import Arrays, compute_shards, fingerprint
+from cure.shards import Arrays, ahead, compute_shards, fingerprint
 from cure.splits import Split
 
 FEATURES = "ecg-features"
+#: Published weights.
+HUB = "hub"
+#: The pooling that is the encoder's own read-out; it differs from the mean where a norm follows.
+OWN = "own"
 MAIN_FEATURES = ("heart_rate_bpm", "rr_cv", "pr_ms", "qrs_ms", "qt_ms", "qrs_axis_deg")
 
 
@@ -50,22 +56,31 @@ class Representation:
         """Whether each outer split has weights, and so embeddings, of its own."""
         return self.weights == "ssl-folds"
 
-    @property
-    def contaminated(self) -> str:
-        """Whether the weights have seen the evaluation cohort: those made here have seen no test record."""
+
+def contaminated(one: Representation, config: StageConfig) -> str:
+    """Whether the weights have seen the profile's cohort: what the catalogue says of published ones.
+
+    Weights made here have seen no record that they are tested on, random ones and simulated cohorts none at all.
+    """
+    corpus = {"ptbxl": "ptb-xl"}.get(load(config.profile).cohort.source)
+    if one.weights != HUB or corpus is None:
         return "no"
+    return contamination(one.encoder, corpus)[0]
 
 
 def representations(config: StageConfig) -> list[Representation]:
     """What a profile extracts: pre-trained weights, all random initialisations, hand-crafted features.
 
+    Published models appear with random weights, their floor, and if the profile says `weights: hub` with their own too.
     A stage that has its own choice (`RepresentationConfig`) uses that.
     """
     chosen = config if isinstance(config, RepresentationConfig) else study(config)
     made = parameters("pretrain", config.profile)
     trained = [Representation(made["encoder"], name, seed) for name in chosen.pretrained for seed in made["seeds"]]
-    random = [Representation(name, "random", seed) for name in chosen.encoders for seed in chosen.seeds]
-    return [*trained, *random, Representation(FEATURES, "none", 0)]
+    published = [Representation(name, HUB, 0) for name in chosen.published if chosen.weights == HUB]
+    names = [*chosen.encoders, *chosen.published]
+    random = [Representation(name, "random", seed) for name in names for seed in chosen.seeds]
+    return [*trained, *published, *random, Representation(FEATURES, "none", 0)]
 
 
 def study(config: StageConfig) -> EmbedConfig:
@@ -81,8 +96,8 @@ def load_encoder(config: StageConfig, one: Representation, split: Split | None =
     CureError
         If the weights are not there, or differ per split and no split is given.
     """
-    if one.weights == "random":
-        return models.load(one.encoder, "random", one.seed)
+    if one.weights in ("random", HUB):
+        return models.load(one.encoder, one.weights, one.seed)
     return models.load(one.encoder, config.weights_folder / one.folder / f"{_part(one, split)}.safetensors")
 
 
@@ -100,11 +115,11 @@ def embed_all(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.Da
     Returns
     -------
     DataFrame
-        What was extracted: encoder, weights, seed, parameters, dim, poolings, the weights' hash; where each outer split
-        has weights of its own, the hash is the first one's.
+        What was extracted: encoder, weights, seed, parameters, dim, poolings, the weights' hash, and how many records
+        were upsampled for it; where each outer split has weights of its own, the hash is the first one's.
     """
     torch.set_num_threads(config.threads)
-    models.check(config.encoders)
+    models.check([*config.encoders, *config.published])
     rows = []
     for one in representations(config):
         out, scratch = config.embeddings_folder / one.folder, paths.scratch(config.profile, "embed") / one.folder
@@ -112,16 +127,22 @@ def embed_all(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.Da
         if one.encoder == FEATURES:
             features = extract_features(cohort, out, scratch, shard_size=config.shard_size)
             row |= {"parameters": 0, "dim": features.shape[1], "poolings": "none", "license": "MIT", "sha256": ""}
+            row["n_upsampled"] = 0
         else:
             for split in splits if one.per_split else splits[:1]:
                 encoder = load_encoder(config, one, split)
                 folder, label = _folder(out, one, split), f"{one.folder} {split.name if one.per_split else ''}".strip()
-                sizes = {"batch_size": config.batch_size, "shard_size": config.shard_size}
-                extract(cohort, encoder, list(config.poolings), folder, scratch, label=label, **sizes)
+                how = config.model_dump(include={"batch_size", "shard_size", "device", "dtype"})
+                extract(cohort, encoder, list(config.poolings), folder, scratch, label=label, **how)
             encoder = load_encoder(config, one, splits[0])
             row |= {"parameters": encoder.n_parameters(), "dim": encoder.dim, "poolings": ", ".join(config.poolings)}
-            row |= {"license": encoder.license, "sha256": encoder.weights_sha256()[:12]}
-        rows.append({**row, "contaminated": one.contaminated})
+            row |= {
+                "license": encoder.license if one.weights == HUB else "MIT",
+                "sha256": encoder.weights_sha256()[:12],
+            }
+            spec = encoder.input_spec
+            row["n_upsampled"] = int((spec.source_rates(cohort, np.arange(len(cohort))) < spec.source_fs).sum())
+        rows.append({**row, "n": len(cohort), "contaminated": contaminated(one, config)})
     return pd.DataFrame(rows)
 
 
@@ -176,9 +197,13 @@ def extract(
     *,
     batch_size: int = 64,
     shard_size: int = 512,
+    device: str = "cpu",
+    dtype: str = "float32",
     label: str = "",
 ) -> None:
     """Embed every record of a cohort under every pooling, in shards that survive an interruption.
+
+    Each window of a record is pooled by itself; the record's embedding is the mean over its windows.
 
     Parameters
     ----------
@@ -186,13 +211,16 @@ def extract(
     encoder : Encoder
         In evaluation mode; its own input spec says what it is fed.
     poolings : list of str
-        See `pool`.
+        See `pool`; `own` is the encoder's own read-out.
     out : Path
         The representation's folder, written all or nothing.
     scratch : Path
         Where finished shards wait; removed on success.
     batch_size, shard_size : int
         Records per forward pass, and per shard.
+    device : {"cpu", "cuda"}
+    dtype : {"float32", "bfloat16"}
+        Of matrix products and convolutions; what is written is float32.
     label : str
         What the progress bar says.
 
@@ -204,29 +232,38 @@ def extract(
     sha = encoder.weights_sha256()
     spec = json.dumps(encoder.input_spec.as_dict())
     record_id = cohort.records["record_id"].to_numpy()
+    encoder = encoder.to(device)
+    reduced = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
-    @torch.inference_mode()
     def compute(rows: np.ndarray) -> Arrays:
-        pooled: dict[str, list[np.ndarray]] = {name: [] for name in poolings}
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            tokens = encoder(torch.from_numpy(encoder.input_spec.read(cohort, batch)))
-            for name in poolings:
-                pooled[name].append(pool(tokens, name).numpy())
-        arrays = {name: np.concatenate(parts) for name, parts in pooled.items()}
+        batches = np.split(rows, range(batch_size, len(rows), batch_size))
+        parts = []
+        with torch.inference_mode(), reduced:
+            for x in ahead(lambda batch: encoder.input_spec.windows(cohort, batch), batches):
+                parts.append(_pooled(encoder, torch.from_numpy(x).to(device), poolings))
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in poolings}
         for name, array in arrays.items():
             bad = ~np.isfinite(array).all(axis=1)
             if bad.any():
                 raise CureError(f"{label}: the {name} embedding of record {record_id[rows[bad][0]]} is not finite")
         return arrays
 
-    job = scratch / fingerprint(sha, spec, poolings, cohort.info, shard_size, batch_size, torch.get_num_threads())
+    decides = (poolings, shard_size, batch_size, device, dtype)
+    job = scratch / fingerprint(sha, spec, cohort.info, decides, torch.get_num_threads())
     shards = compute_shards(job, len(cohort), shard_size, compute, desc=label)
     arrays = {name: np.concatenate([np.load(shard)[name] for shard in shards]) for name in poolings}
-    about = {"record_id": record_id, "weights_sha256": sha, "input_spec": spec}
+    about = {"record_id": record_id, "weights_sha256": sha, "input_spec": spec, "dtype": dtype}
     about["source_fs"] = encoder.input_spec.source_rates(cohort, np.arange(len(cohort)))
     _write(out, arrays, pd.DataFrame(about))
     shutil.rmtree(scratch)
+
+
+def _pooled(encoder: Encoder, x: Tensor, poolings: Iterable[str]) -> Arrays:
+    """(n, n_windows, ...) model-ready input to one (n, dim) array for each pooling."""
+    n, k = x.shape[:2]
+    tokens = encoder(x.flatten(0, 1))
+    each = {name: encoder.readout(tokens) if name == OWN else pool(tokens, name) for name in poolings}
+    return {name: value.float().unflatten(0, (n, k)).mean(dim=1).cpu().numpy() for name, value in each.items()}
 
 
 def extract_features(cohort: Cohort, out: Path, scratch: Path, *, shard_size: int = 512) -> pd.DataFrame:

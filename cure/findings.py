@@ -85,14 +85,14 @@ def pretraining(report: ReportConfig) -> str:
     """What pre-training adds to a random network of the same architecture, head by head."""
     table = _table(report.profile, "heads", "pretraining")
     lines = [
-        "| weights | head | five superclasses | all tasks | against untrained |",
-        "|---|---|---|---|---|",
+        "| encoder | weights | head | five superclasses | all tasks | against untrained |",
+        "|---|---|---|---|---|---|",
     ]
-    for (weights, head), rows in table.groupby(["weights", "head"], sort=False):
+    for (encoder, weights, head), rows in table.groupby(["encoder", "weights", "head"], sort=False):
         by_task = rows.set_index("task")
         row = by_task.loc["macro"]
         both = f"{_difference(by_task.loc['macro-super'])} | {_difference(row)}"
-        lines.append(f"| {weights} | {head} | {both} | {_verdict(row)} |")
+        lines.append(f"| {encoder} | {weights} | {head} | {both} | {_verdict(row)} |")
     curves = _table(report.profile, "pretrain", "pretraining_curves")
     last = (
         curves[curves["epoch"] == curves["epoch"].max()].groupby(["weights", "metric"])[["value", "uninformed"]].mean()

@@ -209,7 +209,7 @@ def jobs(config: FinetuneConfig, splits: list[Split]) -> list[Job]:
         encoder = embed.load_encoder(config, start, split) if adapts else models.load(one.encoder, seed=seed)
         recipe = Recipe(config.epochs, config.batch_size, one.rate, config.weight_decay)
         recipe = replace(recipe, patience=config.patience, seed=seed)
-        found.append(Job(one, split, seed, encoder, start.contaminated if adapts else "no", recipe))
+        found.append(Job(one, split, seed, encoder, embed.contaminated(start, config) if adapts else "no", recipe))
     return found
 
 

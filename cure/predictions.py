@@ -47,7 +47,7 @@ def key(config: StageConfig, one: Representation, pooling: str, head: str, strat
         "leads": "12",
         "fraction": np.float32(1),
         "seed": np.int16(one.seed),
-        "contaminated": one.contaminated,
+        "contaminated": embed.contaminated(one, config),
     }
 
 

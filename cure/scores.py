@@ -8,8 +8,7 @@ import pandas as pd
 from cure import predictions
 from cure.bootstrap import null_auroc
 from cure.cohorts.base import Cohort
-from cure.config import parameters
-from cure.embed import FEATURES
+from cure.embed import FEATURES, HUB
 from cure.errors import CureError
 from cure.evaluate import compare, evaluate
 from cure.settings.heads import HeadsConfig
@@ -73,14 +72,17 @@ def against_random(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame)
     Mean pooling; one comparison per kind of weights, head and task, Holm-adjusted over the table. This is what
     pre-training adds to a random network; what it adds to measured features stands in `against_features`.
     """
-    if not config.pretrained:
+    kinds = [*config.pretrained, *([HUB] if config.weights == HUB and config.published else [])]
+    if not kinds:
         raise CureError("no pre-trained weights are part of this profile: list them in its heads section")
-    encoder = parameters("pretrain", config.profile)["encoder"]
-    plain = predicted[(predicted["encoder"] == encoder) & (predicted["pooling"] == "mean")].drop(columns="setting")
-    folded, macros = fold_seeds(plain)
-    pairs = [({"weights": name}, {"weights": "random"}) for name in config.pretrained]
+    trained = predicted.loc[predicted["weights"].isin(kinds), "encoder"].unique()
+    plain = predicted[predicted["encoder"].isin(trained) & (predicted["pooling"] == "mean")].drop(columns="setting")
+    seen = plain[["encoder", "weights", "contaminated"]].drop_duplicates()
+    folded, macros = fold_seeds(plain.drop(columns="contaminated"))
+    pairs = [({"weights": name}, {"weights": "random"}) for name in kinds]
     patients = cohort.records.set_index("record_id")["patient_id"]
     table = compare(folded, pairs, patients, seed=config.seed, macros=macros, per_task=False)
+    table = table.merge(seen, on=["encoder", "weights"], how="left", validate="many_to_one")
     unsaid = ["n_pos", "n_pos_patients", "prevalence", "n_tasks"]
     return table.assign(seed=MEAN, comparator="random").drop(columns=unsaid)
 

