@@ -10,7 +10,9 @@
 
 Weights are random: speed does not depend on them. The ways take turns; what is printed is the median over rounds, and
 the ratio the median of the rounds' ratios. `cure` is measured in float32 and in bfloat16, with the relative error that
-bfloat16 makes in the mean embedding.
+bfloat16 makes in the mean embedding. `--scores` shows what that error does to scores: a logistic head on either dtype's
+embeddings of the profile's pre-trained encoder and three published architectures, macro AUROC over superclasses on the
+validation records of the first split.
 """
 
 import argparse
@@ -23,14 +25,18 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import roc_auc_score
 from torch.utils.flop_counter import FlopCounterMode
 
 from cure import embed, models
 from cure.catalogue import catalogue
 from cure.cohorts.base import Cohort
 from cure.config import check, parameters
+from cure.heads import fit_head
 from cure.models import Encoder
 from cure.settings.embed import EmbedConfig
+from cure.splits import make_splits
+from cure.tasks import SUPERCLASSES
 
 #: Seconds that one round of one way may take, which decides the number of records.
 SECONDS = 6.0
@@ -43,14 +49,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", help="all runnable ones by default")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--scores", action="store_true", help="what bfloat16 does to scores, instead")
     args = parser.parse_args()
     torch.set_num_threads(2 if args.device == "cpu" else torch.get_num_threads())
-    cohort = Cohort.open(check(EmbedConfig, **parameters("embed", args.profile)).cohort_folder)
+    config = check(EmbedConfig, **parameters("embed", args.profile))
+    cohort = Cohort.open(config.cohort_folder)
+    if args.scores:
+        scores(config, cohort, args)
+        return
     cohort = dataclasses.replace(cohort, records=cohort.records[cohort.records["row_500"] >= 0].reset_index(drop=True))
     peak = {dtype: matmul_rate(dtype, args.device) for dtype in (torch.float32, torch.bfloat16)}
     print(f"matrix product: {peak[torch.float32] / 1e9:.0f} GFLOP/s float32, {peak[torch.bfloat16] / 1e9:.0f} bfloat16")
-    names = args.models or [entry.name for entry in catalogue().models if entry.runnable]
+    names = args.models or [name for name, entry in catalogue().items() if entry.runnable]
     rows = []
     for name in names:
         rows.append({"model": name, **measure(models.load(name), cohort, args, peak)})
@@ -96,9 +107,12 @@ def measure(encoder: Encoder, cohort: Cohort, args: argparse.Namespace, peak: di
 
 
 def cure(encoder: Encoder, cohort: Cohort, out: Path, dtype: str, args: argparse.Namespace) -> None:
-    """This project's way, to disk."""
-    how = {"batch_size": args.batch, "device": args.device, "dtype": dtype}
+    """As stage `embed` does, to disk."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    how = {"batch_size": args.batch, "threads": threads, "device": args.device, "dtype": dtype}
     embed.extract(cohort, encoder, ["mean", "max"], out, out.parent / "scratch", **how)
+    torch.set_num_threads(threads)
 
 
 @torch.inference_mode()
@@ -122,6 +136,29 @@ def reference(encoder: Encoder, cohort: Cohort, folder: Path, args: argparse.Nam
         torch.save(encoder(x[0]).cpu(), tokens / f"{row}.pt")
     pooled = {row: torch.load(tokens / f"{row}.pt").amax(dim=1).mean(dim=0).tolist() for row in range(len(cohort))}
     pd.DataFrame.from_dict(pooled, orient="index").to_csv(folder / "max.csv")
+
+
+def scores(config: EmbedConfig, cohort: Cohort, args: argparse.Namespace) -> None:
+    """Print validation scores of a logistic head on float32 and on bfloat16 embeddings."""
+    split = make_splits(cohort.records, config.cohort.split)[0]
+    labels = cohort.binary()
+    for one in embed.representations(config):
+        if one.seed or one.encoder == embed.FEATURES:
+            continue
+        encoder, found = embed.load_encoder(config, one, split), {}
+        for dtype in ("float32", "bfloat16"):
+            with tempfile.TemporaryDirectory() as folder:
+                cure(encoder, cohort, Path(folder) / "out", dtype, args)
+                z = np.load(Path(folder) / "out" / "mean.npy")
+            y = [labels.y[:, labels.names.index(task)] for task in SUPERCLASSES]
+            found[dtype] = [
+                roc_auc_score(t[split.val], fit_head("logistic", z, t, split).score(z[split.val])) for t in y
+            ]
+        exact, reduced = (np.array(found[dtype]) for dtype in ("float32", "bfloat16"))
+        print(
+            f"{one.folder}: {exact.mean():.4f} float32, {reduced.mean() - exact.mean():+.4f} with bfloat16; single "
+            f"superclasses differ by up to {np.abs(reduced - exact).max():.4f}"
+        )
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:

@@ -136,7 +136,7 @@ def contamination(name: str, cohort: str) -> tuple[Seen, Grade | None]:
     """
     if cohort not in COHORTS:
         raise CureError(f"the contamination matrix has no cohort {cohort!r}: choose from {', '.join(COHORTS)}")
-    answer = entry(name).contamination[cohort]  # type: ignore[index]
+    answer = entry(name).contamination[cohort]
     return answer.seen, answer.grade
 
 

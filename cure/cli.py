@@ -1,7 +1,11 @@
-"""Command line: `cure run STAGE --profile P`, `cure clean`, `cure render --profile P`, `cure repro --profile P`."""
+"""Command line: `cure run STAGE --profile P`, `cure clean`, `cure render --profile P`, `cure repro --profile P`.
+
+And the published weights: `cure weights list | fetch MODEL | convert FILE [--out FILE] | verify [MODEL]`.
+"""
 
 import argparse
 import sys
+from pathlib import Path
 
 from cure.errors import CureError
 
@@ -37,7 +41,24 @@ def _parser() -> argparse.ArgumentParser:
     repro.set_defaults(command=_repro)
     for each in (run, render, repro):
         each.add_argument("--profile", default="demo", help="a file in profiles/ (default: demo)")
+    _add_weights(commands.add_parser("weights", help="published weights: list, fetch, convert, verify"))
     return parser
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    shown = actions.add_parser("list", help="models that run here, their licences, and whether their weights are here")
+    shown.set_defaults(command=_weights_list)
+    fetch = actions.add_parser("fetch", help="get the published weights of a model, and pin them in weights.lock.yaml")
+    fetch.add_argument("model")
+    fetch.set_defaults(command=_weights_fetch)
+    convert = actions.add_parser("convert", help="copy the tensors of a checkpoint to safetensors; runs nothing in it")
+    convert.add_argument("file", type=Path)
+    convert.add_argument("--out", type=Path, help="default: beside the file, ending in .safetensors")
+    convert.set_defaults(command=_weights_convert)
+    verify = actions.add_parser("verify", help="compare weights with weights.lock.yaml")
+    verify.add_argument("model", nargs="?", help="default: all that are here")
+    verify.set_defaults(command=_weights_verify)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -62,6 +83,42 @@ def _repro(options: argparse.Namespace) -> None:
     from cure import repro
 
     repro.repro(options.profile)
+
+
+def _weights_list(_: argparse.Namespace) -> None:
+    from cure.models import weights
+
+    table = weights.table()
+    widths = [max(len(name), int(table[name].str.len().max())) for name in table]
+    for row in [list(table), *table.to_numpy().tolist()]:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _weights_fetch(options: argparse.Namespace) -> None:
+    from cure.models import checkpoints, weights
+
+    file = weights.fetch(options.model)
+    print(f"{checkpoints.shown(file)} is here and pinned in {weights.LOCK}")
+    if file.suffix != ".safetensors" and checkpoints.foreign(file):
+        print(f"It holds more than tensors. Once: `cure weights convert {checkpoints.shown(file)}`")
+
+
+def _weights_convert(options: argparse.Namespace) -> None:
+    from cure.models import checkpoints
+
+    out = options.out or options.file.with_suffix(".safetensors")
+    checkpoints.convert(options.file, out)
+    print(f"wrote {checkpoints.shown(out)}")
+
+
+def _weights_verify(options: argparse.Namespace) -> None:
+    from cure.models import checkpoints, weights
+
+    names = [options.model] if options.model else weights.present()
+    if not names:
+        print("No published weights are here: `cure weights list` says what there is.")
+    for name in names:
+        print(f"{checkpoints.shown(weights.verify(name))}: the one in {weights.LOCK}")
 
 
 if __name__ == "__main__":

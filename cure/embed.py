@@ -9,6 +9,7 @@ A representation is a folder::
 import json
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from cure.features import ecg_features
 from cure.models import Encoder
 from cure.paths import atomic
 from cure.settings.embed import EmbedConfig
-from cure.shards import Arrays, ahead, compute_shards, fingerprint
+from cure.shards import Arrays, compute_shards, fingerprint
 from cure.splits import Split
 
 FEATURES = "ecg-features"
@@ -118,7 +119,7 @@ def embed_all(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.Da
         What was extracted: encoder, weights, seed, parameters, dim, poolings, the weights' hash, and how many records
         were upsampled for it; where each outer split has weights of its own, the hash is the first one's.
     """
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(1)
     models.check([*config.encoders, *config.published])
     rows = []
     for one in representations(config):
@@ -132,7 +133,7 @@ def embed_all(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.Da
             for split in splits if one.per_split else splits[:1]:
                 encoder = load_encoder(config, one, split)
                 folder, label = _folder(out, one, split), f"{one.folder} {split.name if one.per_split else ''}".strip()
-                how = config.model_dump(include={"batch_size", "shard_size", "device", "dtype"})
+                how = config.model_dump(include={"batch_size", "shard_size", "threads", "device", "dtype"})
                 extract(cohort, encoder, list(config.poolings), folder, scratch, label=label, **how)
             encoder = load_encoder(config, one, splits[0])
             row |= {"parameters": encoder.n_parameters(), "dim": encoder.dim, "poolings": ", ".join(config.poolings)}
@@ -197,6 +198,7 @@ def extract(
     *,
     batch_size: int = 64,
     shard_size: int = 512,
+    threads: int = 2,
     device: str = "cpu",
     dtype: str = "float32",
     label: str = "",
@@ -218,6 +220,8 @@ def extract(
         Where finished shards wait; removed on success.
     batch_size, shard_size : int
         Records per forward pass, and per shard.
+    threads : int
+        Batches at work at the same time; the result does not depend on it where torch uses one thread for each.
     device : {"cpu", "cuda"}
     dtype : {"float32", "bfloat16"}
         Of matrix products and convolutions; what is written is float32.
@@ -233,14 +237,17 @@ def extract(
     spec = json.dumps(encoder.input_spec.as_dict())
     record_id = cohort.records["record_id"].to_numpy()
     encoder = encoder.to(device)
-    reduced = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def one_batch(rows: np.ndarray) -> Arrays:
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            x = torch.from_numpy(encoder.input_spec.windows(cohort, rows))
+            return _pooled(encoder, x.to(device), poolings)
 
     def compute(rows: np.ndarray) -> Arrays:
-        batches = np.split(rows, range(batch_size, len(rows), batch_size))
-        parts = []
-        with torch.inference_mode(), reduced:
-            for x in ahead(lambda batch: encoder.input_spec.windows(cohort, batch), batches):
-                parts.append(_pooled(encoder, torch.from_numpy(x).to(device), poolings))
+        # A batch is one thread's, from reading to pooling: no core waits for another, and sums are in the same order
+        # however many there are.
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(one_batch, np.split(rows, range(batch_size, len(rows), batch_size))))
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in poolings}
         for name, array in arrays.items():
             bad = ~np.isfinite(array).all(axis=1)
@@ -249,7 +256,7 @@ def extract(
         return arrays
 
     decides = (poolings, shard_size, batch_size, device, dtype)
-    job = scratch / fingerprint(sha, spec, cohort.info, decides, torch.get_num_threads())
+    job = scratch / fingerprint(sha, spec, cohort.info, decides)
     shards = compute_shards(job, len(cohort), shard_size, compute, desc=label)
     arrays = {name: np.concatenate([np.load(shard)[name] for shard in shards]) for name in poolings}
     about = {"record_id": record_id, "weights_sha256": sha, "input_spec": spec, "dtype": dtype}

@@ -1,4 +1,4 @@
-"""Self-supervised pre-training of the in-repo encoder: jobs, corpora, weights.
+"""Self-supervised pre-training of an encoder: jobs, corpora, weights.
 
 Two kinds of weights, told apart in every table: `ssl-folds` are trained on the training folds of one outer split, so
 that there is an encoder per split and none has seen a record it is tested on; `ssl-simulated` are trained on simulated
@@ -7,7 +7,8 @@ ECGs alone and have seen no patient at all. No label is read here.
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import joblib
@@ -15,16 +16,16 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
+from sklearn.decomposition import PCA
 from torch.utils.flop_counter import FlopCounterMode
 
 from cure import models, paths
-from cure.augment import view
 from cure.beats import MedianBeats, median_beats
 from cure.cohorts import synthetic
 from cure.cohorts.base import Cohort
-from cure.models import Encoder
+from cure.models import Encoder, InputSpec
 from cure.models.leadcnn import LeadCNN
-from cure.objectives import SelfSupervised, Targets, beat_targets
+from cure.objectives import N_TARGETS, OBJECTIVES, Batch, Objective
 from cure.paths import atomic
 from cure.progress import progress
 from cure.settings.pretrain import PretrainConfig
@@ -35,26 +36,61 @@ from cure.training import Recipe, Step, alone, train
 
 #: Seed of the simulated corpus: two numbers, and a cohort's is one, so no cohort holds its patients.
 _CORPUS = (2026, 3)
+#: What is told of a record's rhythm and, by principal components, of its median beat; a target is cut off at `LIMIT`.
+RHYTHM = ("heart_rate_bpm", "rr_cv", "rr_irregularity", "premature_fraction")
+N_COMPONENTS, LIMIT = N_TARGETS - len(RHYTHM), 5.0
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a view has to predict: `(n, 52)` float32 standardised values, and which records have them, `(n,)` bool."""
+
+    values: np.ndarray
+    known: np.ndarray
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What one run learns from: model-ready `(n, 12, n_samples)` float32, its beats, and the rows it may look at."""
+    """What one run learns from: records, and the rows it may look at.
+
+    Attributes
+    ----------
+    x : (n, 12, n_samples) float32 array
+        Model-ready; may be memory-mapped.
+    beats : MedianBeats or None
+        Of all n records, where an objective asks for them.
+    patient : (n,) int array
+        Equal numbers, equal patients.
+    rows : int array
+        Training records.
+    source : str
+        Said in the weights file.
+    """
 
     x: np.ndarray
-    beats: MedianBeats
+    beats: MedianBeats | None
+    patient: np.ndarray
     rows: np.ndarray
     source: str
+
+    def mates(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """For each of `rows` another training record of its patient, by chance; itself where there is none."""
+        same = self.patient[rows][:, None] == self.patient[self.rows]
+        same &= rows[:, None] != self.rows
+        drawn = (rng.random(same.shape) * same).argmax(axis=1)
+        return np.where(same.any(axis=1), self.rows[drawn], rows)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One pre-training run: its weights go to `file`."""
+    """One pre-training run."""
 
     weights: str
     part: str
     seed: int
     corpus: Corpus
+    objective: str
+    epochs: int
 
     @property
     def name(self) -> str:
@@ -67,35 +103,55 @@ def jobs(config: PretrainConfig, cohort: Cohort, splits: list[Split]) -> list[Jo
 
     The largest corpus comes first: two runs at a time then end at about the same time.
     """
-    spec = models.load(config.encoder).input_spec
     found = []
+    how = config.objective, config.epochs
     if "ssl-simulated" in config.weights:
-        signals = simulated(config.n_simulated)
-        source = f"{config.n_simulated} simulated records"
-        corpus = Corpus(spec.apply(signals, 100), median_beats(signals, 100), np.arange(len(signals)), source)
-        found += [Job("ssl-simulated", "all", seed, corpus) for seed in config.seeds]
+        signals, patient = simulated(config.n_simulated)
+        x = models.load(config.encoder).input_spec.apply(signals, 100, first=True)[:, 0]
+        beats = median_beats(signals, 100) if OBJECTIVES[config.objective].beats else None
+        corpus = Corpus(x, beats, patient, np.arange(len(x)), f"{config.n_simulated} simulated records")
+        found += [Job("ssl-simulated", "all", seed, corpus, *how) for seed in config.seeds]
     if "ssl-folds" in config.weights:
-        every = np.arange(len(cohort))
-        x = spec.read(cohort, every)
-        beats = median_beats(cohort.signals(every, 100), 100)
-        for split in splits:
-            corpus = Corpus(x, beats, split.train, f"{cohort.name}, training part of {split.name}")
-            found += [Job("ssl-folds", split.name, seed, corpus) for seed in config.seeds]
+        for split, corpus in zip(splits, corpora(config, cohort, splits, [config.objective]), strict=True):
+            found += [Job("ssl-folds", split.name, seed, corpus, *how) for seed in config.seeds]
     return found
 
 
-def simulated(n: int) -> np.ndarray:
-    """Signals of `n` simulated records of patients that no cohort holds, (n, 12, 1000) float32 mV at 100 Hz."""
+def corpora(config: PretrainConfig, cohort: Cohort, splits: list[Split], objectives: Iterable[str]) -> list[Corpus]:
+    """The training part of each split, all with the same arrays; beats are measured if an objective asks for them."""
+    every = np.arange(len(cohort))
+    x = _inputs(models.load(config.encoder).input_spec, cohort, paths.scratch(config.profile, "pretrain"))
+    measured = any(OBJECTIVES[name].beats for name in objectives)
+    beats = median_beats(cohort.signals(every, 100), 100) if measured else None
+    patient = pd.factorize(cohort.records["patient_id"])[0]
+    sources = [f"{cohort.name}, training part of {split.name}" for split in splits]
+    return [Corpus(x, beats, patient, split.train, source) for split, source in zip(splits, sources, strict=True)]
+
+
+def _inputs(spec: InputSpec, cohort: Cohort, scratch: Path) -> np.ndarray:
+    """Model-ready input of the whole cohort, memory-mapped: all workers share one copy, and it may exceed memory."""
+    file = scratch / f"input-{fingerprint(spec.as_dict(), cohort.info, len(cohort))}.npy"
+    if not file.is_file():
+        with atomic(file) as part:
+            shape = (len(cohort), len(spec.leads), round(spec.fs * spec.seconds))
+            x = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+            for rows in np.array_split(np.arange(len(cohort)), -(-len(cohort) // 512)):
+                x[rows] = spec.read(cohort, rows)
+    return np.load(file, mmap_mode="r")
+
+
+def simulated(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Signals of n simulated records, (n, 12, 1000) float32 mV at 100 Hz, and the patient of each; no cohort has them."""
     rng = np.random.default_rng(_CORPUS)
     drawn = synthetic.draw_records(n, rng).drop(columns=synthetic.DEMOGRAPHY)
-    return simulate(drawn, fs=100, seconds=synthetic.SECONDS, rng=rng).signals
+    signals = simulate(drawn, fs=100, seconds=synthetic.SECONDS, rng=rng).signals
+    return signals, pd.factorize(drawn["patient"])[0]
 
 
 def pretrain_all(config: PretrainConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
-    """Run what has not been run, several runs at a time, and write the weights.
+    """Run what has not been run, and write the weights.
 
-    Every run is one thread: its result does not depend on how many run beside it. A finished run waits in the scratch
-    folder until the whole stage has succeeded, an unfinished one goes on from its last epoch.
+    A finished run waits in the scratch folder until the whole stage has succeeded.
 
     Returns
     -------
@@ -104,61 +160,119 @@ def pretrain_all(config: PretrainConfig, cohort: Cohort, splits: list[Split]) ->
         has learned nothing.
     """
     todo = jobs(config, cohort, splits)
-    scratch = paths.scratch(config.profile, "pretrain")
-    recipe = config.model_dump(exclude={"profile", "weights", "seeds", "n_simulated"})
-    keys = [fingerprint(recipe, job.name, len(job.corpus.x), job.corpus.source, cohort.info) for job in todo]
-    work = (joblib.delayed(_run)(config, job, scratch / key) for job, key in zip(todo, keys, strict=True))
-    done = joblib.Parallel(n_jobs=joblib.cpu_count(), return_as="generator", max_nbytes="1M")(work)
-    curves = list(progress(done, desc="pre-training", total=len(todo), unit="run"))
+    folders = run_jobs(config, cohort, todo)
     with atomic(config.weights_folder) as out:
-        for job, key in zip(todo, keys, strict=True):
+        for job, folder in zip(todo, folders, strict=True):
             target = out / f"{config.encoder}-{job.weights}-{job.seed}" / f"{job.part.replace(' ', '-')}.safetensors"
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(scratch / key / "weights.safetensors", target)
-    return pd.concat(curves, ignore_index=True)
+            shutil.copyfile(folder / "weights.safetensors", target)
+    return pd.concat([pd.read_parquet(folder / "curve.parquet") for folder in folders], ignore_index=True)
 
 
-def _run(config: PretrainConfig, job: Job, scratch: Path) -> pd.DataFrame:
-    finished, curve = scratch / "weights.safetensors", scratch / "curve.parquet"
+def run_jobs(config: PretrainConfig, cohort: Cohort, todo: list[Job]) -> list[Path]:
+    """Run what has not been run, several runs at a time, each one thread: a result does not depend on the others.
+
+    An unfinished run goes on from its last epoch.
+
+    Returns
+    -------
+    list of Path
+        A scratch folder per job: `weights.safetensors`, `curve.parquet`, and `cost.json` with its seconds.
+    """
+    scratch = paths.scratch(config.profile, "pretrain")
+    keys = [
+        fingerprint(_recipe(config, job), job.name, len(job.corpus.x), job.corpus.source, cohort.info) for job in todo
+    ]
+    work = (joblib.delayed(_run)(config, job, scratch / key) for job, key in zip(todo, keys, strict=True))
+    done = joblib.Parallel(n_jobs=joblib.cpu_count(), return_as="generator", max_nbytes="1M")(work)
+    for _ in progress(done, desc="pre-training", total=len(todo), unit="run"):
+        continue
+    return [scratch / key for key in keys]
+
+
+def _recipe(config: PretrainConfig, job: Job) -> dict:
+    """The settings that make a run's weights what they are."""
+    unused = {"profile", "weights", "seeds", "n_simulated", "families", "families_epochs"}
+    return {**config.model_dump(exclude=unused), "objective": job.objective, "epochs": job.epochs}
+
+
+def _run(config: PretrainConfig, job: Job, scratch: Path) -> None:
+    finished = scratch / "weights.safetensors"
     if finished.is_file():
-        return pd.read_parquet(curve)
-    corpus = job.corpus
-    targets = beat_targets(corpus.beats, corpus.rows)
+        return
+    corpus, batch_size = job.corpus, config.batch_size
     encoder = models.load(config.encoder, seed=job.seed)
     with models.base.seeded(job.seed):
-        model = SelfSupervised(encoder, targets.values.shape[1])
-    recipe = Recipe(config.epochs, config.batch_size, config.rate, seed=job.seed)
-    step = _step(config, model, corpus, targets)
+        model = OBJECTIVES[job.objective](encoder, config)
+    targets = (
+        beat_targets(corpus.beats, corpus.rows)
+        if model.beats and corpus.beats is not None
+        else no_targets(len(corpus.x))
+    )
+    recipe = Recipe(job.epochs, batch_size, config.rate, seed=job.seed)
     with alone():
-        run = train(model, step, corpus.rows, recipe, scratch / "checkpoint.pt", desc=job.name)
-    history = _tidy(run.history, targets, corpus.rows, config.batch_size)
-    history = history.assign(weights=job.weights, part=job.part, seed=job.seed, n=len(corpus.rows))
-    with atomic(curve) as part:
-        history.to_parquet(part)
+        few = _batch(corpus, targets, corpus.rows[:batch_size], corpus.rows[:batch_size])
+        with torch.inference_mode():
+            uninformed = model.uninformed(replace(few, **_told(targets, corpus.rows)))
+        step = _step(model, corpus, targets)
+        run = train(
+            model, step, corpus.rows, recipe, scratch / "checkpoint.pt", after_step=model.after_step, desc=job.name
+        )
+    table = run.history.melt("epoch", list(uninformed), var_name="metric")
+    table = table.assign(uninformed=table["metric"].map(uninformed))
+    table = table.assign(weights=job.weights, part=job.part, seed=job.seed, n=len(corpus.rows))
+    with atomic(scratch / "curve.parquet") as part:
+        table.to_parquet(part)
+    with atomic(scratch / "cost.json") as part:
+        part.write_text(json.dumps({"seconds": run.seconds, "core_seconds": run.core_seconds}))
     with atomic(finished) as part:
-        write_weights(encoder, part, source=corpus.source, recipe=config.model_dump(exclude={"profile"}))
-    return history
+        write_weights(model.learned(), part, source=corpus.source, recipe=_recipe(config, job))
 
 
-def _tidy(history: pd.DataFrame, targets: Targets, rows: np.ndarray, batch_size: int) -> pd.DataFrame:
-    """One row per epoch and loss. Uninformed: all candidates look alike; every beat is told to be the mean, zero."""
-    values = torch.from_numpy(targets.values[rows[targets.known[rows]]])
-    beat = torch.nn.functional.smooth_l1_loss(torch.zeros_like(values), values).item()
-    uninformed = {"contrast": float(np.log(2 * batch_size - 1)), "beat": beat}
-    table = history.melt("epoch", list(uninformed), var_name="metric")
-    return table.assign(uninformed=table["metric"].map(uninformed))
-
-
-def _step(config: PretrainConfig, model: SelfSupervised, corpus: Corpus, targets: Targets) -> Step:
-    spec = model.encoder.input_spec
-
+def _step(model: Objective, corpus: Corpus, targets: Targets) -> Step:
     def step(rows: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        x = torch.from_numpy(np.asarray(corpus.x[rows]))
-        views = view(x, spec.fs, spec.unit_mv, rng), view(x, spec.fs, spec.unit_mv, rng)
-        values, known = torch.from_numpy(targets.values[rows]), torch.from_numpy(targets.known[rows])
-        return model.losses(views, values, known, config.temperature, config.beat_weight)
+        mates = corpus.mates(rows, rng) if model.mates else rows
+        return model.losses(_batch(corpus, targets, rows, mates), rng)
 
     return step
+
+
+def _batch(corpus: Corpus, targets: Targets, rows: np.ndarray, mates: np.ndarray) -> Batch:
+    x = torch.from_numpy(np.asarray(corpus.x[rows]))
+    mate = x if mates is rows else torch.from_numpy(np.asarray(corpus.x[mates]))
+    return Batch(x, mate, torch.from_numpy(corpus.patient[rows]), **_told(targets, rows))
+
+
+def _told(targets: Targets, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    return {"values": torch.from_numpy(targets.values[rows]), "known": torch.from_numpy(targets.known[rows])}
+
+
+def no_targets(n: int) -> Targets:
+    """Of n records, none of which has any."""
+    return Targets(np.zeros((n, N_TARGETS), np.float32), np.zeros(n, bool))
+
+
+def beat_targets(beats: MedianBeats, train: np.ndarray) -> Targets:
+    """Compress the median beats and standardise; components, means and spreads come from the training records only.
+
+    Parameters
+    ----------
+    beats : MedianBeats
+        Of all records. A record without a median beat has no target; a flat lead counts as zero.
+    train : int array
+        Row positions that the components are fitted on; with too few for all components, the rest are zero.
+    """
+    rhythm = beats.rhythm[list(RHYTHM)].to_numpy(np.float64)
+    shape = beats.beats.reshape(len(beats.beats), -1)
+    known = np.isfinite(shape).any(axis=1) & np.isfinite(rhythm).all(axis=1)
+    fitted = train[known[train]]
+    shape = np.nan_to_num(shape)
+    pca = PCA(min(N_COMPONENTS, len(fitted) - 1), svd_solver="full", whiten=True).fit(shape[fitted])
+    mean, spread = rhythm[fitted].mean(axis=0), rhythm[fitted].std(axis=0) + 1e-9
+    missing = np.zeros((len(shape), N_COMPONENTS - pca.n_components_))
+    values = np.concatenate([pca.transform(shape), missing, (rhythm - mean) / spread], axis=1)
+    values = np.where(known[:, None], values, 0.0).clip(-LIMIT, LIMIT)
+    return Targets(values.astype(np.float32), known)
 
 
 def write_weights(encoder: Encoder, file: Path, *, source: str, recipe: dict) -> None:
@@ -204,7 +318,7 @@ def recognition(config: PretrainConfig, cohort: Cohort, splits: list[Split]) -> 
             file = folder / f"{(split.name if name == 'ssl-folds' else 'all').replace(' ', '-')}.safetensors"
             encoder = models.load(config.encoder, "random" if name == "random" else file, seed)
             x = torch.from_numpy(encoder.input_spec.read(cohort, split.val))
-            one, two = (encoder.embed(half) for half in x.chunk(2, dim=2))
+            one, two = (torch.cat([_half(encoder, part, i) for part in x.split(64)]) for i in (0, 1))
             centre = torch.cat([one, two]).mean(dim=0)
             normalise = torch.nn.functional.normalize
             near = normalise(one - centre) @ normalise(two - centre).T
@@ -212,6 +326,14 @@ def recognition(config: PretrainConfig, cohort: Cohort, splits: list[Split]) -> 
             row = {"encoder": config.encoder, "weights": name, "seed": seed, "part": split.name}
             rows.append({**row, "metric": "halves_found", "value": found, "chance": 1 / len(x), "n": len(x)})
     return pd.DataFrame(rows).assign(cohort=cohort.name)
+
+
+def _half(encoder: Encoder, x: torch.Tensor, i: int) -> torch.Tensor:
+    """Embedding of one half of each record; with zeros behind it where the encoder may need a whole one."""
+    half = x.chunk(2, dim=2)[i]
+    if not isinstance(encoder, LeadCNN):
+        half = torch.nn.functional.pad(half, (0, x.shape[2] - half.shape[2]))
+    return encoder.embed(half)
 
 
 def lead_cost(names: list[str], counts: tuple[int, ...] = (12, 8, 6, 4, 3, 2, 1)) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from cure.errors import CureError
 from cure.evaluate import compare, evaluate
 from cure.settings.heads import HeadsConfig
 from cure.splits import Split
+from cure.tables import marks
 from cure.tasks import BINARY, SUPERCLASSES
 
 #: Averages over tasks, inside each bootstrap draw and over supported tasks only.
@@ -129,9 +130,10 @@ def comparison_view(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_label(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Add `label`: the named columns in one text, and the weights of encoders beside it."""
+    """Add `label`: the named columns in one text, the weights of encoders beside it, and the mark of seen cohorts."""
     text = table[columns].astype(str).agg(", ".join, axis=1)
-    return table.assign(label=text.where(table["weights"] == "none", text + " (" + table["weights"].astype(str) + ")"))
+    named = text.where(table["weights"] == "none", text + " (" + table["weights"].astype(str) + ")")
+    return table.assign(label=named + pd.Series(marks(table), index=table.index))
 
 
 def pooling_view(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:

@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import joblib
 import numpy as np
@@ -16,8 +13,6 @@ from cure.paths import atomic, root
 from cure.progress import progress
 
 Arrays = dict[str, np.ndarray]
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 def fingerprint(*parts: object) -> str:
@@ -33,18 +28,6 @@ def fingerprint(*parts: object) -> str:
 def _code() -> str:
     files = [*sorted(Path(__file__).parent.rglob("*.py")), root() / "runtime.lock"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()
-
-
-def ahead(read: Callable[[Item], Made], items: Iterable[Item], n: int = 2) -> Iterator[Made]:
-    """Yield `read(item)` in order, reading up to `n` items ahead in a thread while the caller works on the last."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: deque[Future[Made]] = deque()
-        for item in items:
-            waiting.append(pool.submit(read, item))
-            if len(waiting) > n:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def compute_shards(

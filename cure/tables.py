@@ -11,6 +11,9 @@ from cure.paths import atomic
 from cure.splits import Split
 from cure.tasks import GROUPS
 
+#: What pre-training saw of the evaluation cohort, and the mark that a score then carries.
+SEEN = {"signals": " †", "signals and labels": " ‡", "unknown": " ?"}
+
 
 def save(table: pd.DataFrame, folder: Path, name: str) -> pd.DataFrame:
     """Write `<folder>/tables/<name>.csv` with six significant digits, whole or not at all; returns the table."""
@@ -137,7 +140,15 @@ def metrics_view(table: pd.DataFrame, encoder: str, head: str) -> pd.DataFrame:
 
 def _texts(table: pd.DataFrame) -> list[str]:
     rows = table[["value", "lo", "hi", "supported"]].itertuples()
-    return [f"{r.value:.3f} [{r.lo:.3f}, {r.hi:.3f}]" if r.supported else f"({r.value:.3f})" for r in rows]
+    texts = [f"{r.value:.3f} [{r.lo:.3f}, {r.hi:.3f}]" if r.supported else f"({r.value:.3f})" for r in rows]
+    return [text + mark for text, mark in zip(texts, marks(table), strict=True)]
+
+
+def marks(table: pd.DataFrame) -> list[str]:
+    """For each row the mark of `SEEN` that belongs to its column `contaminated`; none where there is no such column."""
+    if "contaminated" not in table:
+        return [""] * len(table)
+    return table["contaminated"].map(lambda seen: SEEN.get(seen, "")).tolist()
 
 
 def manifest_view(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -61,12 +61,14 @@ class Run:
     ----------
     history : DataFrame
         One row per epoch: `epoch`, the mean of each loss, `rate` at its end, and `validation` where there is one.
-    seconds : float
-        Time spent in training steps and validation, all resumed parts together.
+    seconds, core_seconds : float
+        Time spent in training steps and validation, and processor time of this process in it; all resumed parts
+        together.
     """
 
     history: pd.DataFrame
     seconds: float
+    core_seconds: float
 
 
 def train(
@@ -77,6 +79,7 @@ def train(
     checkpoint: Path,
     *,
     validate: Callable[[], float] | None = None,
+    after_step: Callable[[], None] | None = None,
     desc: str = "training",
 ) -> Run:
     """Train in place; with `validate`, the weights of the epoch with the lowest validation loss are what remains.
@@ -94,6 +97,8 @@ def train(
         File that holds the state after each epoch; removed by the caller when what came of it is safe.
     validate : callable, optional
         Validation loss, lower is better; called in evaluation mode without gradients.
+    after_step : callable, optional
+        Called after each step of the optimiser. What it changes must be in the model's state to survive a resume.
     desc : str
         What the progress bar says.
 
@@ -107,12 +112,12 @@ def train(
         raise CureError(f"{desc}: {len(rows)} training records are fewer than a batch of {recipe.batch_size}")
     optimizer = _optimizer(model, recipe)
     state = _resume(checkpoint, model, optimizer)
-    history, best, seconds = state["history"], state["best"], state["seconds"]
+    history, best, seconds, core_seconds = (state[name] for name in ("history", "best", "seconds", "core_seconds"))
     total = recipe.epochs * n_batches
     for epoch in progress(range(len(history), recipe.epochs), desc=desc, unit="epoch"):
         if recipe.patience is not None and _stale(history) >= recipe.patience:
             break
-        start = time.perf_counter()
+        start, core_start = time.perf_counter(), time.process_time()
         rng = np.random.default_rng([recipe.seed, epoch])
         sums: dict[str, float] = {}
         model.train()
@@ -128,6 +133,8 @@ def train(
                 losses["loss"].backward()
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
                 optimizer.step()
+                if after_step is not None:
+                    after_step()
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(value.detach()) / n_batches
         row = {"epoch": epoch + 1, **sums, "rate": optimizer.param_groups[0]["lr"]}
@@ -139,11 +146,13 @@ def train(
                 best = copy.deepcopy(model.state_dict())
         history.append(row)
         seconds += time.perf_counter() - start
-        _save(checkpoint, model, optimizer, {"history": history, "best": best, "seconds": seconds})
+        core_seconds += time.process_time() - core_start
+        spent = {"seconds": seconds, "core_seconds": core_seconds}
+        _save(checkpoint, model, optimizer, {"history": history, "best": best, **spent})
     if best is not None:
         model.load_state_dict(best)
     model.eval()
-    return Run(pd.DataFrame(history), seconds)
+    return Run(pd.DataFrame(history), seconds, core_seconds)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
@@ -168,7 +177,7 @@ def _stale(history: list[dict]) -> int:
 
 def _resume(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     if not checkpoint.is_file():
-        return {"history": [], "best": None, "seconds": 0.0}
+        return {"history": [], "best": None, "seconds": 0.0, "core_seconds": 0.0}
     saved = torch.load(checkpoint, weights_only=True)
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])

