@@ -3,9 +3,10 @@
 The facts lie in `cure/models/catalogue.yaml`, each with the grade of its evidence; here they are read and checked.
 """
 
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import yaml
@@ -168,3 +169,41 @@ def contamination_table() -> pd.DataFrame:
             for cohort, answer in one.contamination.items()
         ]
     )
+
+
+def catalogue_view(table: pd.DataFrame) -> pd.DataFrame:
+    """The catalogue as a paper prints it: one row per model, text; what is not known is a dash."""
+
+    def text(name: str, form: Callable[[Any], str] = str) -> pd.Series:
+        return table[name].map(lambda value: "-" if pd.isna(value) else form(value))
+
+    view = pd.DataFrame(
+        {
+            "model": text("title"),
+            "runs here as": table["model"].where(table["runnable"], "-"),
+            "architecture": text("family"),
+            "pre-training": text("objective"),
+            "on": text("data"),
+            "adaptation reported": text("adaptation"),
+            "parameters": text("parameters", lambda n: f"{n / 1e6:.1f} M"),
+            "input": [_input(row) for row in table.itertuples()],
+            "dim": text("dim"),
+            "licence of the weights": text("licence_weights"),
+            "PTB-XL seen": text("ptb_xl"),
+            "evidence": text("evidence"),
+        }
+    )
+    return view.set_index("model")
+
+
+def _input(row: Any) -> str:
+    parts = [f"{row.leads} x" if pd.notna(row.leads) else "", f"{row.seconds:g} s" if pd.notna(row.seconds) else ""]
+    parts.append(f"at {row.fs} Hz" if pd.notna(row.fs) else "")
+    return " ".join(part for part in parts if part) or "-"
+
+
+def contamination_view(table: pd.DataFrame) -> pd.DataFrame:
+    """Model by evaluation cohort: what pre-training saw of it, with the grade of the evidence in brackets."""
+    text = [f"{row.seen} [{row.grade}]" if pd.notna(row.grade) else row.seen for row in table.itertuples()]
+    wide = table.assign(text=text).pivot(index="title", columns="cohort", values="text")
+    return wide.loc[table["title"].unique(), list(COHORTS)].rename_axis(index="model", columns=None)

@@ -25,7 +25,7 @@ from cure.cohorts.base import Cohort
 from cure.config import RepresentationConfig, StageConfig, check, load, parameters
 from cure.errors import CureError
 from cure.features import ecg_features
-from cure.models import Encoder
+from cure.models import Encoder, weights
 from cure.paths import atomic
 from cure.settings.embed import EmbedConfig
 from cure.shards import Arrays, compute_shards, fingerprint
@@ -121,6 +121,9 @@ def embed_all(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.Da
     """
     torch.set_num_threads(1)
     models.check([*config.encoders, *config.published])
+    for one in representations(config):
+        if one.weights == HUB and one.encoder not in weights.present():
+            weights.fetch(one.encoder)
     rows = []
     for one in representations(config):
         out, scratch = config.embeddings_folder / one.folder, paths.scratch(config.profile, "embed") / one.folder

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cure import config, finetune_tables, paths, plots, pointing, scores, tables, topk
+from cure import catalogue, config, finetune_tables, paths, plots, pointing, scores, tables, topk
 from cure import structure as _structure
 from cure.embed import FEATURES
 from cure.settings.report import ReportConfig
@@ -190,6 +190,20 @@ def main_table(report: ReportConfig) -> pd.DataFrame:
     return tables.score_view(main, ["encoder", "weights", "head"], report.metric)
 
 
+def marks(report: ReportConfig) -> str:
+    """What the marks beside scores mean, and what random weights of a published architecture stand for."""
+    published = config.parameters("heads", report.profile)
+    names = ", ".join(f"`{name}`" for name in published["published"])
+    said = [f"{mark.strip()} pre-training saw: {seen}." for seen, mark in tables.SEEN.items()]
+    floors = f" {names}: architectures of published models; with weights `random` they are floors, not those models."
+    return " ".join(said) + (floors if names else "")
+
+
+def grades() -> str:
+    """What the grades of evidence mean."""
+    return "Grades: " + "; ".join(f"{grade}: {meaning}" for grade, meaning in catalogue.GRADES.items()) + "."
+
+
 def comparison(report: ReportConfig) -> str:
     """How many tasks each frozen encoder wins or loses against the features, after Holm's correction."""
     table = _table(report.profile, "heads", "heads_vs_features")
@@ -260,8 +274,8 @@ def limits(report: ReportConfig) -> str:
         "simulated ECGs have seen no recording, but are not independent of its oldest records.",
         "That the mean gradient is the attribution scored against the planted truth was decided after integrated "
         "gradients, tried first on the simulated cohort, pointed no better than their untrained twin.",
-        "**Not run:** published foundation models and lead subsets are no part of this version. The whole of PTB-XL is "
-        "run by `make repro PROFILE=ptbxl` (about 3 GB are downloaded).",
+        f"**Not run:** {_published(report)}lead subsets are no part of this version. The whole of PTB-XL is run by "
+        "`make repro PROFILE=ptbxl` (about 3 GB are downloaded).",
     ]
     if config.load(report.profile).cohort.source == "ptbxl":
         lines.insert(
@@ -277,6 +291,16 @@ def limits(report: ReportConfig) -> str:
             f"alone lowers the AUROC by up to {drop:.3f}.",
         )
     return "\n".join(f"* {line}" for line in lines)
+
+
+def _published(report: ReportConfig) -> str:
+    chosen = config.parameters("embed", report.profile)
+    if chosen["weights"] == "hub":
+        return ""
+    return (
+        "published weights: here their architectures have random ones; `weights: hub` in sections embed and heads of "
+        f"profiles/{report.profile}.yaml adds the real rows (`cure weights list` says where they come from); "
+    )
 
 
 def _count(report: ReportConfig, stage: str) -> str:
@@ -338,5 +362,7 @@ TABLES = {
     "attribution_leads": "Lead occlusion and share of attribution per lead",
     "attribution_segments": "Occlusion of beat segments and share of attribution per segment",
     "randomisation": "Similarity of attributions after randomising weights",
+    "catalogue": "Open ECG foundation models: architecture, pre-training, adaptation, input, licence, home",
+    "contamination": "What each model's pre-training saw of each evaluation cohort, with the grade of the evidence",
     "pointing": "Attributions scored against what was planted (simulated records only)",
 }

@@ -8,13 +8,14 @@ contrast, the default asks for the record's median beat, which is measured, not 
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cure.augment import VIEW_SECONDS, View, crop, disturbed, view
+from cure.augment import VIEW_SECONDS, crop, disturbed, view
 from cure.errors import CureError
 from cure.models import Encoder
 from cure.models.leadcnn import LeadCNN
@@ -23,12 +24,12 @@ from cure.settings.pretrain import PretrainConfig
 
 #: Numbers that describe a record's median beat and rhythm; see `cure.pretrain.beat_targets`.
 N_TARGETS = 52
-#: Length of a hidden block; width and layers of the network that fills it in.
-BLOCK_SECONDS, PREDICTOR_WIDTH, PREDICTOR_DEPTH = 1.25, 128, 2
+#: Width of the networks that predict, layers of the one that fills in, and the length of a block to fill.
+WIDTH, DEPTH, BLOCK_SECONDS = 128, 2, 1.25
 #: Weights of the variance and covariance terms beside JEPA's prediction.
 VARIANCE, COVARIANCE = 1.0, 0.04
-#: CPC: windows that a record is cut into, tokens of the next one that are told, and the width they are compared in.
-N_WINDOWS, N_STEPS, CPC_WIDTH = 5, 6, 128
+#: CPC: windows that a record is cut into, and tokens of the next one that are told.
+N_WINDOWS, N_STEPS = 5, 6
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,6 @@ class Objective(nn.Module):
 
     Attributes
     ----------
-    encoder : Encoder
     mates, beats : bool
         Whether a batch needs other records of the same patients, and the numbers of median beats.
     weights : dict
@@ -77,10 +77,8 @@ class Objective(nn.Module):
     def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Terms by name, each a scalar, and `loss`, what is minimised: their weighted sum."""
         terms = self._terms(batch, rng)
-        return {
-            "loss": torch.stack([self.weights.get(name, 1.0) * term for name, term in terms.items()]).sum(),
-            **terms,
-        }
+        weighted = [self.weights.get(name, 1.0) * term for name, term in terms.items()]
+        return {"loss": torch.stack(weighted).sum(), **terms}
 
     def uninformed(self, batch: Batch) -> dict[str, float]:
         """What terms are for a network that has learned nothing."""
@@ -139,23 +137,21 @@ class Contrastive(Objective):
 
     def embeddings(self, batch: Batch, rng: np.random.Generator) -> list[Tensor]:
         """One view of each record and one of its mate, both as (n, dim) embeddings."""
-        views = [self._view(x, rng) for x in (batch.x, batch.mate)]
-        if isinstance(self.encoder, LeadCNN):
-            return [self.encoder.readout(self.encoder(one.x, one.leads)) for one in views]
-        return [self.encoder.embed(one.x) for one in views]
+        return [self._embedding(x, rng) for x in (batch.x, batch.mate)]
 
     def contrast(self, embeddings: list[Tensor], patient: Tensor | None = None) -> Tensor:
         """`nt_xent` of their projections."""
         one, two = (self.projector(embedding) for embedding in embeddings)
         return nt_xent(one, two, self.temperature, patient)
 
-    def _view(self, x: Tensor, rng: np.random.Generator) -> View:
+    def _embedding(self, x: Tensor, rng: np.random.Generator) -> Tensor:
         spec = self.encoder.input_spec
         if isinstance(self.encoder, LeadCNN):
-            return view(x, spec.fs, spec.unit_mv, rng)
+            one = view(x, spec.fs, spec.unit_mv, rng)
+            return self.encoder.readout(self.encoder(one.x, one.leads))
         length = round(VIEW_SECONDS * spec.fs)
         cropped = disturbed(crop(x, length, rng), spec.fs, spec.unit_mv, rng)
-        return View(functional.pad(cropped, (0, x.shape[2] - length)), list(range(x.shape[1])))
+        return self.encoder.embed(functional.pad(cropped, (0, x.shape[2] - length)))
 
 
 class ContrastiveBeat(Contrastive):
@@ -170,11 +166,10 @@ class ContrastiveBeat(Contrastive):
 
     def _terms(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         embeddings = self.embeddings(batch, rng)
-        contrast = self.contrast(embeddings)
         told = torch.stack([self.beat(embedding).float() for embedding in embeddings])
         error = functional.smooth_l1_loss(told, batch.values.expand_as(told), reduction="none").mean(dim=(0, 2))
         beat = (error * batch.known).sum() / batch.known.sum().clamp(min=1)
-        return {"contrast": contrast, "beat": beat}
+        return {"contrast": self.contrast(embeddings), "beat": beat}
 
     def _uninformed(self, batch: Batch) -> dict[str, float]:
         values = batch.values[batch.known]
@@ -219,19 +214,11 @@ class Predictor(nn.Module):
 
     def __init__(self, dim: int, out: int, n_tokens: int):
         super().__init__()
-        self.enter = nn.Linear(dim, PREDICTOR_WIDTH)
-        self.blank = nn.Parameter(0.02 * torch.randn(PREDICTOR_WIDTH))
-        self.register_buffer("positions", sinusoids(n_tokens, PREDICTOR_WIDTH), persistent=False)
-        self.layers = nn.Sequential(
-            *(
-                nn.TransformerEncoderLayer(
-                    PREDICTOR_WIDTH, 4, 4 * PREDICTOR_WIDTH, 0.0, "gelu", batch_first=True, norm_first=True
-                )
-                for _ in range(PREDICTOR_DEPTH)
-            ),
-            nn.LayerNorm(PREDICTOR_WIDTH),
-            nn.Linear(PREDICTOR_WIDTH, out),
-        )
+        self.enter = nn.Linear(dim, WIDTH)
+        self.blank = nn.Parameter(0.02 * torch.randn(WIDTH))
+        self.register_buffer("positions", sinusoids(n_tokens, WIDTH), persistent=False)
+        layer = partial(nn.TransformerEncoderLayer, WIDTH, 4, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.layers = nn.Sequential(*(layer() for _ in range(DEPTH)), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, out))
 
     def forward(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """(n, t, dim) tokens, read where (n, t) `hidden` is False, to (n, t, out)."""
@@ -254,9 +241,9 @@ class FillIn(Objective):
         self.span = -(-n_samples // self.n_tokens)
         self.length = max(1, round(BLOCK_SECONDS / spec.seconds * self.n_tokens))
 
-    def hide(self, n: int, rng: np.random.Generator) -> Tensor:
-        """Draw what is hidden of n records, (n, n_tokens) bool."""
-        return blocks(n, self.n_tokens, self.share, self.length, rng)
+    def hide(self, batch: Batch, rng: np.random.Generator) -> Tensor:
+        """Draw what is hidden of each record, (n, n_tokens) bool."""
+        return blocks(len(batch.x), self.n_tokens, self.share, self.length, rng)
 
     def samples(self, hidden: Tensor, n_samples: int) -> Tensor:
         """The samples that tokens stand for, (n, n_tokens) to (n, n_samples) bool."""
@@ -264,10 +251,11 @@ class FillIn(Objective):
 
     def seen(self, x: Tensor, hidden: Tensor) -> Tensor:
         """(n, n_tokens, dim) tokens of an encoder that does not see what is hidden; those of hidden places are void."""
-        if not hasattr(self.encoder, "visible"):
+        visible = getattr(self.encoder, "visible", None)
+        if visible is None:
             return self.encoder(x.masked_fill(self.samples(hidden, x.shape[2])[:, None], 0.0))
         keep = (~hidden).nonzero()[:, 1].reshape(len(x), -1)
-        tokens = self.encoder.visible(x, keep)
+        tokens = visible(x, keep)
         empty = tokens.new_zeros(len(x), self.n_tokens, tokens.shape[2])
         return empty.scatter(1, keep[..., None].expand_as(tokens), tokens)
 
@@ -286,7 +274,7 @@ class Masked(FillIn):
         self.decoder = Predictor(encoder.dim, len(encoder.input_spec.leads) * self.span, self.n_tokens)
 
     def _terms(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        x, hidden = batch.x, self.hide(len(batch.x), rng)
+        x, hidden = batch.x, self.hide(batch, rng)
         told = self.decoder(self.seen(x, hidden), hidden).float().unflatten(2, (x.shape[1], self.span))
         told = told.transpose(1, 2).flatten(2)[..., : x.shape[2]]
         return {"reconstruction": hidden_error(told, x, self.samples(hidden, x.shape[2]))}
@@ -298,8 +286,8 @@ class Masked(FillIn):
 def spread_terms(z: Tensor) -> tuple[Tensor, Tensor]:
     """Variance and covariance terms of (n, d) embeddings (Bardes et al., VICReg, ICLR 2022, eqs. 1 to 4).
 
-    The first is 1 when all are alike and 0 when each dimension has a standard deviation of one, the second is 0 when
-    dimensions are uncorrelated.
+    The first is near 1 when all are alike and 0 once each dimension has a standard deviation of one; the second is 0
+    when dimensions are uncorrelated.
     """
     z = z.float() - z.float().mean(dim=0)
     variance = functional.relu(1 - (z.var(dim=0) + 1e-4).sqrt()).mean()
@@ -311,8 +299,7 @@ class Jepa(FillIn):
     """Tell the tokens of a teacher, who saw the whole record, where the encoder saw nothing.
 
     Joint-embedding prediction (Assran et al., I-JEPA, CVPR 2023; of ECGs, Weimann and Conrad 2024). The teacher is a
-    moving average of the encoder and what is kept. The spread of the encoder's tokens is asked for too: without, small
-    encoders collapse on few records.
+    moving average of the encoder, and what is kept. Without the terms of spread, small encoders collapse here.
     """
 
     def __init__(self, encoder: Encoder, config: PretrainConfig):
@@ -323,7 +310,7 @@ class Jepa(FillIn):
         self.predictor = Predictor(encoder.dim, encoder.dim, self.n_tokens)
 
     def _terms(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        hidden = self.hide(len(batch.x), rng)
+        hidden = self.hide(batch, rng)
         tokens = self.seen(batch.x, hidden)
         told = self.predictor(tokens, hidden).float()
         prediction = functional.smooth_l1_loss(told[hidden], self.targets(batch.x)[hidden])
@@ -343,7 +330,7 @@ class Jepa(FillIn):
     def after_step(self) -> None:
         """Every weight of the teacher becomes `ema` of itself and the rest of the encoder's."""
         for teacher, student in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
-            teacher.lerp_(student, 1 - self.ema)
+            teacher.mul_(self.ema).add_(student, alpha=1 - self.ema)
 
     def learned(self) -> Encoder:
         """The teacher: it has seen whole records, as it will."""
@@ -376,12 +363,12 @@ class Predictive(Objective):
                 n_tokens = encoder(window).shape[1]
         except RuntimeError as error:
             raise CureError(
-                f"objective cpc feeds windows of {spec.seconds / N_WINDOWS:g} s, and {type(encoder).__name__} takes "
-                "whole records only: choose another `encoder` or `objective` in the profile's pretrain section"
+                f"objective cpc feeds windows of {spec.seconds / N_WINDOWS:g} s, but {type(encoder).__name__} needs "
+                "whole records: choose another `encoder` or `objective` in the profile's section pretrain"
             ) from error
-        self.context = nn.GRU(encoder.dim, CPC_WIDTH, batch_first=True)
-        self.true = nn.Linear(encoder.dim, CPC_WIDTH, bias=False)
-        self.steps = nn.ModuleList(nn.Linear(CPC_WIDTH, CPC_WIDTH, bias=False) for _ in range(min(N_STEPS, n_tokens)))
+        self.context = nn.GRU(encoder.dim, WIDTH, batch_first=True)
+        self.true = nn.Linear(encoder.dim, WIDTH, bias=False)
+        self.steps = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(min(N_STEPS, n_tokens)))
 
     def _terms(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         found = [info_nce(told, true, self.temperature) for told, true in self.pairs(batch.x)]
@@ -391,7 +378,7 @@ class Predictive(Objective):
         return {"next": float(np.log(len(batch.x) * (N_WINDOWS - 1)))}
 
     def pairs(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """For each step what is told and what is true, both (n * (N_WINDOWS - 1), CPC_WIDTH)."""
+        """For each step what is told and what is true, both (n * (N_WINDOWS - 1), WIDTH)."""
         length = x.shape[2] // N_WINDOWS
         windows = x[..., : N_WINDOWS * length].unflatten(2, (N_WINDOWS, length)).transpose(1, 2).flatten(0, 1)
         tokens = self.encoder(windows).float().unflatten(0, (len(x), N_WINDOWS))

@@ -141,7 +141,7 @@ def _inputs(spec: InputSpec, cohort: Cohort, scratch: Path) -> np.ndarray:
 
 
 def simulated(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Signals of n simulated records, (n, 12, 1000) float32 mV at 100 Hz, and the patient of each; no cohort has them."""
+    """(n, 12, 1000) float32 signals of simulated records in mV at 100 Hz, and their patients, who are in no cohort."""
     rng = np.random.default_rng(_CORPUS)
     drawn = synthetic.draw_records(n, rng).drop(columns=synthetic.DEMOGRAPHY)
     signals = simulate(drawn, fs=100, seconds=synthetic.SECONDS, rng=rng).signals

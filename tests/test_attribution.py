@@ -194,7 +194,7 @@ def test_randomising_weights_changes_the_attribution(fitted):
 
 
 def test_parts_of_every_encoder_are_known():
-    for name in models.names():
+    for name in models.registry.OWN:
         state = models.load(name).state_dict()
         assert set(attribution.PARTS[name]) == {key.split(".")[0] for key in state}
     probe = nn.Module()

@@ -7,13 +7,13 @@ import torch
 
 from cure import models
 from cure.errors import CureError
-from cure.models import InputSpec
+from cure.models import InputSpec, registry
 from cure.models.base import PLAIN
 from cure.models.steps import Resample
 from cure.signals import LEADS
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", registry.OWN)
 def test_encoders_turn_input_into_tokens_and_an_embedding(name):
     encoder = models.load(name)
     x = torch.randn(3, len(encoder.input_spec.leads), int(encoder.input_spec.fs * encoder.input_spec.seconds))
@@ -26,7 +26,7 @@ def test_encoders_turn_input_into_tokens_and_an_embedding(name):
     assert encoder.pretraining == ()
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", registry.OWN)
 def test_records_do_not_influence_each_other(name):
     encoder = models.load(name)
     x = torch.randn(4, 12, 1000)
@@ -34,7 +34,7 @@ def test_records_do_not_influence_each_other(name):
         torch.testing.assert_close(encoder(x)[2:3], encoder(x[2:3]), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", registry.OWN)
 def test_the_seed_decides_the_weights_and_nothing_else_does(name):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()

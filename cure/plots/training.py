@@ -66,3 +66,30 @@ def lead_cost(table: pd.DataFrame) -> Figure:
     axes.grid(color="#E5E5E5", linewidth=0.6)
     axes.legend(fontsize=8)
     return figure
+
+
+def families(validation: pd.DataFrame, test: pd.DataFrame, unit: str) -> Figure:
+    """One score per objective: open on the validation records, that it is chosen by, filled with interval on the test.
+
+    Parameters
+    ----------
+    validation, test : DataFrame
+        `label, value, lo, hi, chosen`, in the same order; the first row is the untrained encoder, drawn as a line too.
+    unit : str
+        Axis label.
+    """
+    figure = Figure(figsize=(6.4, 0.38 * len(test) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    y = range(len(test))
+    axes.axvline(test["value"].iloc[0], color="#999999", linewidth=0.8, zorder=0)
+    axes.hlines(y, test["lo"], test["hi"], color=COLOURS[0], linewidth=1.4)
+    axes.plot(test["value"], y, "o", color=COLOURS[0], markersize=5, label="test")
+    axes.plot(validation["value"], y, "D", color=COLOURS[1], markersize=4.5, fillstyle="none", label="validation")
+    names = [f"{row.label}  (chosen)" if row.chosen else row.label for row in test.itertuples()]
+    axes.set_yticks(y, names)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(unit)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    return figure
