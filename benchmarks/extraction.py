@@ -87,7 +87,7 @@ def measure(encoder: Encoder, cohort: Cohort, args: argparse.Namespace, peak: di
                 took[dtype].append(seconds(lambda d=dtype: cure(encoder, small, at / d, d, args)) / n)
         exact, reduced = (np.load(at / dtype / "mean.npy").astype(float) for dtype in ("float32", "bfloat16"))
     x = torch.from_numpy(encoder.input_spec.windows(cohort, first[:1])).to(args.device).flatten(0, 1)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(x)
     flops = counter.get_total_flops()
     median = {name: float(np.median(each)) for name, each in took.items()}

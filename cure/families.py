@@ -15,13 +15,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from cure import models, paths, resources
+from cure import models, paths, plots, resources, tables
 from cure.cohorts.base import Cohort
 from cure.errors import CureError
 from cure.evaluate import compare, evaluate
 from cure.heads import fit_head
 from cure.models import Encoder
 from cure.paths import atomic
+from cure.plots.training import families as drawn
 from cure.pretrain import Corpus, Job, corpora, run_jobs
 from cure.progress import progress
 from cure.settings.pretrain import PretrainConfig
@@ -33,6 +34,7 @@ from cure.training import alone
 #: taken from the training records. What this changes, no objective has taught.
 UNTRAINED, STATISTICS = "none", "statistics"
 MACRO = "macro-super"
+_VIEW = ["validation AUROC", "test AUROC", "against untrained", "chosen"]
 _LABELS = {UNTRAINED: "untrained", STATISTICS: "untrained, own statistics"}
 #: Columns of a comparison that say nothing here.
 _UNSAID = ("n_pos_patients", "prevalence")
@@ -55,6 +57,33 @@ class Compared:
     predicted: pd.DataFrame
     curves: pd.DataFrame
     cost: pd.DataFrame
+
+
+def study(config: PretrainConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
+    """Compare, and save tables, figure, predictions and measured times; a profile that lists no families saves nothing.
+
+    Returns
+    -------
+    DataFrame
+        See `view`; empty without families.
+    """
+    if not config.families:
+        return pd.DataFrame(columns=_VIEW)
+    compared, stage = run(config, cohort, splits), config.output
+    with atomic(stage / "predictions" / f"families-{config.encoder}.parquet") as part:
+        compared.predicted.to_parquet(part, index=False, compression="zstd")
+    save_cost(config, compared)
+    tables.save(compared.curves, stage, "pretraining_families_curves")
+    table = tables.save(score_table(cohort, compared), stage, "pretraining_families")
+    text = (
+        f"Linear probe on `{config.encoder}` after {config.families_epochs} epochs with each objective on the training "
+        f"records of {splits[0].name} ({config.cohort.title}): mean AUROC over the diagnostic superclasses, 95 % "
+        "interval over patients on the test records. The objective is chosen on the validation records. Own "
+        "statistics: means and variances of its normalisations are the training records'; nothing was learned."
+    )
+    figure = drawn(main_rows(table, "validation"), main_rows(table, "test"), "macro AUROC over superclasses")
+    plots.save(figure, stage, "pretraining_families", text, table="pretraining_families")
+    return view(table)
 
 
 def jobs(config: PretrainConfig, cohort: Cohort, split: Split) -> list[Job]:
@@ -162,7 +191,7 @@ def _probe(
 @torch.inference_mode()
 def embeddings(encoder: Encoder, x: np.ndarray, batch_size: int = 64) -> np.ndarray:
     """(n, n_leads, n_samples) model-ready input to the encoder's own embeddings, (n, dim) float32."""
-    parts = [encoder.embed(torch.from_numpy(np.asarray(x[i : i + batch_size]))) for i in range(0, len(x), batch_size)]
+    parts = [encoder.embed(torch.from_numpy(np.array(x[i : i + batch_size]))) for i in range(0, len(x), batch_size)]
     return torch.cat(parts).float().numpy()
 
 
@@ -180,13 +209,6 @@ def take_statistics(encoder: Encoder, corpus: Corpus, batch_size: int = 128) -> 
     encoder.eval()
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
-
-
-def save_predictions(compared: Compared, folder: Path) -> None:
-    """Write `<folder>/predictions/families-<encoder>.parquet`."""
-    encoder = compared.predicted["encoder"].iloc[0]
-    with atomic(folder / "predictions" / f"families-{encoder}.parquet") as part:
-        compared.predicted.to_parquet(part, index=False, compression="zstd")
 
 
 def score_table(cohort: Cohort, compared: Compared) -> pd.DataFrame:
@@ -234,16 +256,13 @@ def view(table: pd.DataFrame) -> pd.DataFrame:
     """The averages as a paper prints them, a row per objective."""
     validation, test = main_rows(table, "validation"), main_rows(table, "test")
     differences = table[table["comparator"].notna()].set_index("objective").reindex(test["objective"])
-    columns = {
-        "validation AUROC": [f"{value:.3f}" for value in validation["value"]],
-        "test AUROC": [f"{row.value:.3f} [{row.lo:.3f}, {row.hi:.3f}]" for row in test.itertuples()],
-        "against untrained": [
-            "" if pd.isna(row.value) else f"{row.value:+.3f} [{row.lo:+.3f}, {row.hi:+.3f}], p = {row.p_holm:.2g}"
-            for row in differences.itertuples()
-        ],
-        "chosen": np.where(validation["chosen"], "yes", ""),
-    }
-    return pd.DataFrame(columns, index=pd.Index(test["label"], name=None))
+    scores = [f"{row.value:.3f} [{row.lo:.3f}, {row.hi:.3f}]" for row in test.itertuples()]
+    against = [
+        "" if pd.isna(row.value) else f"{row.value:+.3f} [{row.lo:+.3f}, {row.hi:+.3f}], p = {row.p_holm:.2g}"
+        for row in differences.itertuples()
+    ]
+    columns = [validation["value"].map("{:.3f}".format), scores, against, np.where(validation["chosen"], "yes", "")]
+    return pd.DataFrame(dict(zip(_VIEW, columns, strict=True))).set_index(pd.Index(test["label"], name=None))
 
 
 def cost_file(config: PretrainConfig) -> Path:

@@ -1,14 +1,21 @@
-import math
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cure import augment, models, objectives, pretrain
+from cure import augment, models, pretrain
 from cure.beats import median_beats
 from cure.config import check
 from cure.errors import CureError
+from cure.models import registry
+from cure.models.weimann_jepa import WeimannJepa, WeimannSize
 from cure.settings.pretrain import PretrainConfig
 from cure.signals import LEADS
 from cure.splits import make_splits
@@ -53,7 +60,7 @@ def test_arithmetic_falls_with_the_number_of_leads():
     assert leads[1] < 0.4 * leads[12] < 0.4 * 1.5 * cost["resnet1d"][12]
 
 
-# --- views and objectives -------------------------------------------------------------------------------
+# --- views and targets -------------------------------------------------------------------------------
 
 
 def test_views_are_crops_of_the_leads_that_they_name(monkeypatch):
@@ -87,33 +94,38 @@ def test_disturbances_have_the_size_they_are_given_in_millivolts():
     torch.testing.assert_close(again, augment.disturbed(torch.zeros(2, 12, 500), 100, 0.2, np.random.default_rng(7)))
 
 
-def test_nt_xent_is_its_formula():
-    rng = np.random.default_rng(0)
-    one, two = (torch.from_numpy(rng.standard_normal((5, 3))) for _ in range(2))
-    z = torch.nn.functional.normalize(torch.cat([one, two]), dim=1)
-    total = 0.0
-    for i in range(10):
-        j = (i + 5) % 10
-        total += -math.log(math.exp(z[i] @ z[j] / 0.5) / sum(math.exp(z[i] @ z[k] / 0.5) for k in range(10) if k != i))
-    assert objectives.nt_xent(one, two, 0.5).item() == pytest.approx(total / 10, rel=1e-5)
-    same = torch.zeros(8, 3) + 1.0
-    assert objectives.nt_xent(same, same, 0.1).item() == pytest.approx(math.log(15), rel=1e-5)
-
-
 def test_targets_are_fitted_on_training_records_only(cohort):
     beats = median_beats(cohort.signals(np.arange(160), 100), 100, n_jobs=1)
     train = np.arange(100)
-    made = objectives.beat_targets(beats, train)
+    made = pretrain.beat_targets(beats, train)
     assert made.values.shape == (160, 52)
     fitted = made.values[train[made.known[train]]]
     np.testing.assert_allclose(fitted.mean(axis=0), 0, atol=0.1)
     np.testing.assert_allclose(fitted.std(axis=0), 1, atol=0.15)  # some are clipped
     spoiled = beats.beats.copy()
     spoiled[100:] *= 7
-    other = objectives.beat_targets(type(beats)(spoiled, beats.r_sample, beats.fs, beats.rhythm), train)
+    other = pretrain.beat_targets(type(beats)(spoiled, beats.r_sample, beats.fs, beats.rhythm), train)
     np.testing.assert_array_equal(other.values[:100], made.values[:100])
     assert not np.array_equal(other.values[100:], made.values[100:])
     assert (made.values[~made.known] == 0).all()
+    few = pretrain.beat_targets(beats, np.arange(20))
+    assert few.values.shape == (160, 52)  # fewer components than asked for: the rest are zero
+    assert (few.values[:, 19:48] == 0).all()
+    assert (few.values[few.known][:, :19] != 0).any(axis=0).all()
+
+
+def test_mates_are_other_training_records_of_the_same_patient():
+    patient = np.array([5, 5, 5, 6, 6, 7, 8, 5])
+    corpus = pretrain.Corpus(np.zeros((8, 1)), None, patient, np.array([0, 1, 2, 3, 5, 6]), "")
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(400):
+        drawn.append(corpus.mates(np.array([5, 0, 3, 1]), rng))
+    lone, zero, three, one = np.array(drawn).T
+    assert set(lone) == {5}
+    assert set(three) == {3}  # its patient's other record does not train
+    assert set(zero) == {1, 2}
+    assert set(one) == {0, 2}
+    assert 150 < (zero == 1).sum() < 250
 
 
 # --- the stage ------------------------------------------------------------------------------------------
@@ -129,7 +141,7 @@ def study(cohort, monkeypatch, tmp_path):
     """The cohort, two of its splits, and a scratch and a weights folder of its own."""
     monkeypatch.setattr(pretrain.paths, "scratch", lambda profile, name: tmp_path / "scratch" / name)
     monkeypatch.setattr(pretrain.paths, "output", lambda path, stage: tmp_path / "weights")
-    monkeypatch.setattr(pretrain, "simulated", lambda n: cohort.signals(np.arange(64), 100))
+    monkeypatch.setattr(pretrain, "simulated", lambda n: (cohort.signals(np.arange(64), 100), np.arange(64)))
     return cohort, make_splits(cohort.records, "rotate")[:2], tmp_path
 
 
@@ -152,19 +164,30 @@ def test_every_run_leaves_weights_that_load_and_say_what_they_have_seen(study):
     assert not trained.training
 
 
-def test_nothing_but_the_training_records_of_a_split_matters(study, monkeypatch):
+@pytest.mark.parametrize("objective", ["contrastive+beat", "patient", "masked", "jepa", "cpc"])
+def test_nothing_but_the_training_records_of_a_split_matters(study, objective):
     """Spoil every other record: the weights do not change by a bit."""
     cohort, splits, folder = study
-    config, split = settings(weights=["ssl-folds"]), splits[0]
+    config, split = settings(weights=["ssl-folds"], objective=objective, epochs=1), splits[0]
     (job,) = pretrain.jobs(config, cohort, [split])
     pretrain._run(config, job, folder / "clean")
-    x, beats = job.corpus.x.copy(), job.corpus.beats.beats.copy()
+    x, beats = job.corpus.x.copy(), job.corpus.beats
     rest = np.concatenate([split.val, split.test])
-    x[rest], beats[rest] = 99.0, -5.0
-    corpus = pretrain.Corpus(x, type(job.corpus.beats)(beats, 0, 250.0, job.corpus.beats.rhythm), split.train, "same")
-    pretrain._run(config, pretrain.Job(job.weights, job.part, job.seed, corpus), folder / "spoiled")
+    x[rest] = 99.0
+    assert (beats is not None) == (objective == "contrastive+beat")
+    if beats is not None:
+        spoiled = beats.beats.copy()
+        spoiled[rest] = -5.0
+        beats = replace(beats, beats=spoiled)
+    corpus = replace(job.corpus, x=x, beats=beats)
+    pretrain._run(config, replace(job, corpus=corpus), folder / "spoiled")
     one, two = (load_file(folder / name / "weights.safetensors") for name in ("clean", "spoiled"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    start = models.load("leadcnn").state_dict()
+    assert not any(torch.equal(one[name], start[name]) for name in one if name.endswith("weight"))
+    curve, cost = (pd.read_parquet(folder / "clean" / "curve.parquet"), folder / "clean" / "cost.json")
+    assert np.isfinite(curve[["value", "uninformed"]]).all(axis=None)
+    assert json.loads(cost.read_text())["core_seconds"] > 0
 
 
 def test_a_stopped_stage_takes_up_finished_runs(study, monkeypatch):
@@ -188,8 +211,38 @@ def test_a_stopped_stage_takes_up_finished_runs(study, monkeypatch):
     assert len(list((folder / "weights").rglob("*.safetensors"))) == 2
 
 
-def test_halves_of_one_record_are_found_more_often_than_by_chance(study):
+def test_a_transformer_that_drops_hidden_patches_is_pretrained_in_this_stage(study, monkeypatch):
+    cohort, splits, folder = study
+    monkeypatch.setitem(registry.PUBLISHED, "weimann-jepa-xs", partial(WeimannJepa, WeimannSize(16, 1, 2)))
+    monkeypatch.setattr(pretrain.joblib, "cpu_count", lambda: 1)
+    config = settings(encoder="weimann-jepa-xs", objective="jepa", mask_share=0.75, weights=["ssl-folds"], epochs=1)
+    curves = pretrain.pretrain_all(config, cohort, splits[:1])
+    assert set(curves["metric"]) == {"prediction", "variance"}
+    file = folder / "weights" / "weimann-jepa-xs-ssl-folds-0" / "folds-1+2.safetensors"
+    with safe_open(file, framework="pt") as stored:
+        recipe = json.loads(stored.metadata()["about"])["recipe"]
+    assert (recipe["objective"], recipe["mask_share"], recipe["epochs"]) == ("jepa", 0.75, 1)
+    trained = models.load("weimann-jepa-xs", file)
+    assert trained.weights_sha256() != models.load("weimann-jepa-xs").weights_sha256()
+    halves = pretrain.recognition(config, cohort, splits[:1])
+    assert halves["weights"].tolist() == ["random", "ssl-folds"]
+
+
+def test_the_input_of_a_corpus_is_what_the_encoder_reads_and_is_made_once(study):
     cohort, splits, _ = study
+    one, two = pretrain.corpora(settings(), cohort, splits, ["jepa"])
+    assert one.x is two.x
+    assert one.beats is None
+    np.testing.assert_array_equal(one.x, models.load("leadcnn").input_spec.read(cohort, np.arange(160)))
+    file = Path(one.x.filename)
+    before = file.stat().st_mtime_ns
+    assert pretrain.corpora(settings(), cohort, splits, ["jepa", "contrastive+beat"])[0].beats is not None
+    assert file.stat().st_mtime_ns == before
+
+
+def test_halves_of_one_record_are_found_more_often_than_by_chance(study, monkeypatch):
+    cohort, splits, _ = study
+    monkeypatch.setattr(pretrain.joblib, "cpu_count", lambda: 1)
     config = settings(weights=["ssl-simulated"], epochs=15, batch_size=16)
     pretrain.pretrain_all(config, cohort, splits)
     table = pretrain.recognition(config, cohort, splits)
@@ -206,10 +259,12 @@ def test_halves_of_one_record_are_found_more_often_than_by_chance(study):
 
 
 def test_simulated_records_are_twelve_leads_in_millivolts_and_the_same_each_time():
-    one = pretrain.simulated(20)
+    one, patient = pretrain.simulated(20)
     assert one.shape == (20, len(LEADS), 1000)
     assert 0.3 < np.abs(one).max(axis=(1, 2)).mean() < 5
-    np.testing.assert_array_equal(one, pretrain.simulated(20))
+    np.testing.assert_array_equal(one, pretrain.simulated(20)[0])
+    assert len(patient) == 20
+    assert 10 < len(np.unique(patient)) < 20  # some have several records
 
 
 def test_equal_weights_are_equal_bytes(tmp_path, encoder):
