@@ -108,11 +108,8 @@ def measure(encoder: Encoder, cohort: Cohort, args: argparse.Namespace, peak: di
 
 def cure(encoder: Encoder, cohort: Cohort, out: Path, dtype: str, args: argparse.Namespace) -> None:
     """As stage `embed` does, to disk."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    how = {"batch_size": args.batch, "threads": threads, "device": args.device, "dtype": dtype}
+    how = {"batch_size": args.batch, "threads": 2, "device": args.device, "dtype": dtype}
     embed.extract(cohort, encoder, ["mean", "max"], out, out.parent / "scratch", **how)
-    torch.set_num_threads(threads)
 
 
 @torch.inference_mode()

@@ -20,14 +20,17 @@ from time import perf_counter
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
+from torch.nn.functional import smooth_l1_loss
 from torch.utils.flop_counter import FlopCounterMode
 
-from cure import augment, models, objectives, tasks
+from cure import augment, models, tasks
 from cure.beats import median_beats
 from cure.cohorts.base import Cohort
 from cure.config import check, parameters
 from cure.heads import fit_head
 from cure.models import Encoder
+from cure.objectives import OBJECTIVES
+from cure.pretrain import Targets, beat_targets
 from cure.settings.pretrain import PretrainConfig
 from cure.splits import Split, make_splits
 from cure.training import Recipe, train
@@ -106,7 +109,7 @@ def score(profile: str) -> None:
     cohort = Cohort.open(config.cohort_folder)
     split = make_splits(cohort.records, config.cohort.split)[0]
     every = np.arange(len(cohort))
-    targets = objectives.beat_targets(median_beats(cohort.signals(every, 100), 100), split.train)
+    targets = beat_targets(median_beats(cohort.signals(every, 100), 100), split.train)
     labels = cohort.binary()
     for name in ("leadcnn", "resnet1d"):
         encoder = models.load(name)
@@ -118,25 +121,22 @@ def score(profile: str) -> None:
         )
 
 
-def pretrain(
-    encoder: Encoder, x: np.ndarray, targets: objectives.Targets, rows: np.ndarray, config: PretrainConfig
-) -> None:
+def pretrain(encoder: Encoder, x: np.ndarray, targets: Targets, rows: np.ndarray, config: PretrainConfig) -> None:
     """Pre-train as stage `pretrain` does, but with all leads in every view: `resnet1d` takes no fewer."""
-    spec = encoder.input_spec
-    forward = encoder.forward
-    model = objectives.SelfSupervised(encoder, targets.values.shape[1])
-    encoder.forward = lambda x, leads=None: forward(x)  # type: ignore[method-assign]
+    spec, model = encoder.input_spec, OBJECTIVES["contrastive+beat"](encoder, config)
 
     def one_step(batch: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         whole = torch.from_numpy(x[batch])
         crops = [augment.crop(whole, 500, rng) for _ in range(2)]
-        views = [augment.View(augment.disturbed(c, spec.fs, spec.unit_mv, rng), list(range(12))) for c in crops]
+        z = [encoder.embed(augment.disturbed(crop, spec.fs, spec.unit_mv, rng)) for crop in crops]
         values, known = torch.from_numpy(targets.values[batch]), torch.from_numpy(targets.known[batch])
-        return model.losses((views[0], views[1]), values, known, config.temperature, config.beat_weight)
+        told = torch.stack([model.beat(one).float() for one in z])
+        error = smooth_l1_loss(told, values.expand_as(told), reduction="none").mean(dim=(0, 2))
+        beat = (error * known).sum() / known.sum().clamp(min=1)
+        return {"loss": model.contrast(z) + config.beat_weight * beat}
 
     with tempfile.TemporaryDirectory() as folder:
         train(model, one_step, rows, Recipe(config.epochs, config.batch_size, config.rate), Path(folder) / "c.pt")
-    encoder.forward = forward  # type: ignore[method-assign]
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ A representation is a folder::
 
 import json
 import shutil
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ from cure.cohorts.base import Cohort
 from cure.config import RepresentationConfig, StageConfig, check, load, parameters
 from cure.errors import CureError
 from cure.features import ecg_features
-from cure.models import Encoder, weights
+from cure.models import Encoder, InputSpec, weights
+from cure.models.base import one_thread
 from cure.paths import atomic
 from cure.settings.embed import EmbedConfig
 from cure.shards import Arrays, compute_shards, fingerprint
@@ -119,7 +119,7 @@ def embed_all(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.Da
         What was extracted: encoder, weights, seed, parameters, dim, poolings, the weights' hash, and how many records
         were upsampled for it; where each outer split has weights of its own, the hash is the first one's.
     """
-    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32 on a GPU too
     models.check([*config.encoders, *config.published])
     for one in representations(config):
         if one.weights == HUB and one.encoder not in weights.present():
@@ -140,14 +140,16 @@ def embed_all(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.Da
                 extract(cohort, encoder, list(config.poolings), folder, scratch, label=label, **how)
             encoder = load_encoder(config, one, splits[0])
             row |= {"parameters": encoder.n_parameters(), "dim": encoder.dim, "poolings": ", ".join(config.poolings)}
-            row |= {
-                "license": encoder.license if one.weights == HUB else "MIT",
-                "sha256": encoder.weights_sha256()[:12],
-            }
-            spec = encoder.input_spec
-            row["n_upsampled"] = int((spec.source_rates(cohort, np.arange(len(cohort))) < spec.source_fs).sum())
+            row["license"] = encoder.license if one.weights == HUB else "MIT"
+            row["sha256"] = encoder.weights_sha256()[:12]
+            row["n_upsampled"] = n_upsampled(encoder.input_spec, cohort)
         rows.append({**row, "n": len(cohort), "contaminated": contaminated(one, config)})
     return pd.DataFrame(rows)
+
+
+def n_upsampled(spec: InputSpec, cohort: Cohort) -> int:
+    """How many records are not stored at the rate that an encoder's steps work at, nor above it."""
+    return int((spec.source_rates(cohort, np.arange(len(cohort))) < spec.source_fs).sum())
 
 
 def read_sha256(config: StageConfig, one: Representation, split: Split | None) -> str:
@@ -222,12 +224,12 @@ def extract(
     scratch : Path
         Where finished shards wait; removed on success.
     batch_size, shard_size : int
-        Records per forward pass, and per shard.
+        Windows per forward pass, and records per shard.
     threads : int
-        Batches at work at the same time; the result does not depend on it where torch uses one thread for each.
+        Batches at work at the same time, each on one thread: the result does not depend on it.
     device : {"cpu", "cuda"}
     dtype : {"float32", "bfloat16"}
-        Of matrix products and convolutions; what is written is float32.
+        Of the encoder's matrix products and convolutions; pooling is in float32, and so is what is written.
     label : str
         What the progress bar says.
 
@@ -242,9 +244,16 @@ def extract(
     encoder = encoder.to(device)
 
     def one_batch(rows: np.ndarray) -> Arrays:
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            x = torch.from_numpy(encoder.input_spec.windows(cohort, rows))
-            return _pooled(encoder, x.to(device), poolings)
+        x = torch.from_numpy(encoder.input_spec.windows(cohort, rows))
+        pooled: dict[str, list[Tensor]] = {name: [] for name in poolings}
+        with torch.inference_mode():
+            for windows in x.flatten(0, 1).split(batch_size):
+                with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+                    tokens = encoder(windows.to(device))
+                for name in poolings:
+                    pooled[name].append(encoder.readout(tokens.float()) if name == OWN else pool(tokens.float(), name))
+        each = {name: torch.cat(parts).unflatten(0, x.shape[:2]) for name, parts in pooled.items()}
+        return {name: value.mean(dim=1).cpu().numpy() for name, value in each.items()}
 
     def compute(rows: np.ndarray) -> Arrays:
         # A batch is one thread's, from reading to pooling: no core waits for another, and sums are in the same order
@@ -260,20 +269,13 @@ def extract(
 
     decides = (poolings, shard_size, batch_size, device, dtype)
     job = scratch / fingerprint(sha, spec, cohort.info, decides)
-    shards = compute_shards(job, len(cohort), shard_size, compute, desc=label)
+    with one_thread():
+        shards = compute_shards(job, len(cohort), shard_size, compute, desc=label)
     arrays = {name: np.concatenate([np.load(shard)[name] for shard in shards]) for name in poolings}
     about = {"record_id": record_id, "weights_sha256": sha, "input_spec": spec, "dtype": dtype}
     about["source_fs"] = encoder.input_spec.source_rates(cohort, np.arange(len(cohort)))
     _write(out, arrays, pd.DataFrame(about))
     shutil.rmtree(scratch)
-
-
-def _pooled(encoder: Encoder, x: Tensor, poolings: Iterable[str]) -> Arrays:
-    """(n, n_windows, ...) model-ready input to one (n, dim) array for each pooling."""
-    n, k = x.shape[:2]
-    tokens = encoder(x.flatten(0, 1))
-    each = {name: encoder.readout(tokens) if name == OWN else pool(tokens, name) for name in poolings}
-    return {name: value.float().unflatten(0, (n, k)).mean(dim=1).cpu().numpy() for name, value in each.items()}
 
 
 def extract_features(cohort: Cohort, out: Path, scratch: Path, *, shard_size: int = 512) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from cure import catalogue, config, finetune_tables, paths, plots, pointing, scores, tables, topk
+from cure import families as _families
 from cure import structure as _structure
 from cure.embed import FEATURES
 from cure.settings.report import ReportConfig
@@ -98,7 +99,10 @@ def pretraining(report: ReportConfig) -> str:
         curves[curves["epoch"] == curves["epoch"].max()].groupby(["weights", "metric"])[["value", "uninformed"]].mean()
     )
     left = (last["value"] / last["uninformed"]).unstack()
-    learned = "; ".join(f"{w}: contrast {r['contrast']:.2f}, beat {r['beat']:.2f}" for w, r in left.iterrows())
+    terms = {
+        name: ", ".join(f"{term} {value:.2f}" for term, value in row.dropna().items()) for name, row in left.iterrows()
+    }
+    learned = "; ".join(f"{name}: {said}" for name, said in terms.items())
     return (
         "Difference in AUROC to the same architecture with random weights under the same head, mean pooling, averaged "
         "over its initialisations and paired over patients [95 % interval]; the verdict is on all tasks, at p < 0.05 "
@@ -108,6 +112,25 @@ def pretraining(report: ReportConfig) -> str:
         + "\n\n"
         + "\n".join(lines)
     )
+
+
+def families(report: ReportConfig) -> None:
+    """Show how the objectives of pre-training compare, where the profile compares any."""
+    from IPython.display import Markdown, display
+
+    profile, name = report.profile, "pretraining_families"
+    if not config.parameters("pretrain", profile)["families"]:
+        text = "This profile compares no objectives (`families` in its pretrain section); `ptbxl-subset` does."
+        display(Markdown(text))
+        return
+    show_figure(profile, "pretrain", name)
+    display(_families.view(_table(profile, "pretrain", name)))
+    text = (
+        "One encoder, one split, one seed, equal epochs; a linear probe on the frozen encoder, scored on the split's "
+        "test records once. `statistics` has learned nothing: only its normalisations' means and variances are those "
+        "of the training records. What an objective gains over it, it has taught. "
+    )
+    display(Markdown(text + source(profile, "pretrain", name)))
 
 
 def finetuning(report: ReportConfig) -> str:
@@ -336,6 +359,8 @@ TABLES = {
     "label_groups": "The six label groups: labels, support, records",
     "lead_cost": "Arithmetic of one forward pass against the number of leads",
     "pretraining_curves": "Losses of self-supervised pre-training by epoch",
+    "pretraining_families": "Objectives of pre-training compared: validation and test scores of a linear probe",
+    "pretraining_families_curves": "Losses of the compared objectives by epoch",
     "weights": "Pre-trained weights: hash and what they have seen",
     "recognition": "How often two halves of a validation record find each other, trained and untrained",
     "representations": "Encoders and features that were extracted",

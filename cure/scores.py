@@ -57,14 +57,12 @@ def against_features(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFram
 
     Mean pooling only: one comparison per encoder, head and task, Holm-adjusted over the table.
     """
-    plain = predicted.drop(columns="setting")
-    folded, macros = fold_seeds(plain[plain["pooling"].isin(["mean", "none"])])
+    plain = predicted[predicted["pooling"].isin(["mean", "none"])].drop(columns="setting")
+    folded, macros = fold_seeds(plain.drop(columns="contaminated"))
     comparator = {"encoder": FEATURES, "weights": "none", "pooling": "none"}
     patients = cohort.records.set_index("record_id")["patient_id"]
     table = compare(folded, comparator, patients, seed=config.seed, macros=macros, per_task=False)
-    return table.assign(seed=MEAN, comparator=FEATURES).drop(
-        columns=["n_pos", "n_pos_patients", "prevalence", "n_tasks"]
-    )
+    return _said(table, plain).assign(comparator=FEATURES)
 
 
 def against_random(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -78,14 +76,19 @@ def against_random(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame)
         raise CureError("no pre-trained weights are part of this profile: list them in its heads section")
     trained = predicted.loc[predicted["weights"].isin(kinds), "encoder"].unique()
     plain = predicted[predicted["encoder"].isin(trained) & (predicted["pooling"] == "mean")].drop(columns="setting")
-    seen = plain[["encoder", "weights", "contaminated"]].drop_duplicates()
     folded, macros = fold_seeds(plain.drop(columns="contaminated"))
     pairs = [({"weights": name}, {"weights": "random"}) for name in kinds]
     patients = cohort.records.set_index("record_id")["patient_id"]
     table = compare(folded, pairs, patients, seed=config.seed, macros=macros, per_task=False)
+    return _said(table, plain).assign(comparator="random")
+
+
+def _said(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """Differences of seed-averaged methods without columns that mean nothing there, and with what each has seen."""
+    seen = predicted[["encoder", "weights", "contaminated"]].drop_duplicates().astype(str)
+    table = table.astype({"encoder": str, "weights": str})
     table = table.merge(seen, on=["encoder", "weights"], how="left", validate="many_to_one")
-    unsaid = ["n_pos", "n_pos_patients", "prevalence", "n_tasks"]
-    return table.assign(seed=MEAN, comparator="random").drop(columns=unsaid)
+    return table.assign(seed=MEAN).drop(columns=["n_pos", "n_pos_patients", "prevalence", "n_tasks"])
 
 
 def groups_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:

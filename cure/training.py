@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cure.errors import CureError
-from cure.models.base import seeded
+from cure.models.base import one_thread, seeded
 from cure.paths import atomic
 from cure.progress import TERMINAL, progress
 
@@ -191,14 +191,13 @@ def _save(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One thread, because sums differ between thread counts, and no bar below the one over all jobs."""
-    threads, terminal = torch.get_num_threads(), os.environ.get(TERMINAL)
-    torch.set_num_threads(1)
+    """One thread, and no bar below the one over all jobs."""
+    terminal = os.environ.get(TERMINAL)
     os.environ[TERMINAL] = ""
     try:
-        yield
+        with one_thread():
+            yield
     finally:
-        torch.set_num_threads(threads)
         os.environ.pop(TERMINAL)
         if terminal is not None:
             os.environ[TERMINAL] = terminal

@@ -60,11 +60,19 @@ TINY = {
     "cohort": {"name": "tiny", "title": "320 simulated ECGs", "source": "synthetic", "split": "rotate"},
     "download": {"n_records": 320, "max_id_500": 10, "seed": 3},
     "prepare": {},
-    "pretrain": {"weights": ["ssl-folds", "ssl-simulated"], "epochs": 2, "n_simulated": 200, "batch_size": 64},
+    "pretrain": {
+        "weights": ["ssl-folds", "ssl-simulated"],
+        "epochs": 2,
+        "n_simulated": 200,
+        "batch_size": 64,
+        "families": ["contrastive", "jepa"],
+        "families_epochs": 1,
+    },
     "embed": {
         "encoders": ["leadcnn"],
         "seeds": [0, 1],
         "pretrained": ["ssl-folds", "ssl-simulated"],
+        "published": ["clef-small"],
         "poolings": ["mean", "max"],
         "shard_size": 100,
     },
@@ -72,6 +80,7 @@ TINY = {
         "encoders": ["leadcnn"],
         "seeds": [0, 1],
         "pretrained": ["ssl-folds", "ssl-simulated"],
+        "published": ["clef-small"],
         "heads": ["logistic", "xgboost"],
         "poolings": ["mean", "max"],
         "groups": ["super"],
@@ -110,7 +119,7 @@ TINY = {
 #: The same with one training of each kind, for the tests that run all stages through DVC again and again.
 SMALL = {
     **TINY,
-    "pretrain": {**TINY["pretrain"], "weights": ["ssl-simulated"], "epochs": 1},
+    "pretrain": {**TINY["pretrain"], "weights": ["ssl-simulated"], "epochs": 1, "families": []},
     "embed": {**TINY["embed"], "pretrained": ["ssl-simulated"]},
     "heads": {**TINY["heads"], "pretrained": ["ssl-simulated"], "heads": ["logistic"]},
     "finetune": {**TINY["finetune"], "weights": "ssl-simulated"},

@@ -52,6 +52,9 @@ def test_who_saw_ptbxl():
         "hubert-ecg-large",
     }
     assert seen["ecgfounder"] == ("no", "C")
+    assert seen["ecg-cpc"] == ("no", "C/P")
+    assert cat.contamination("d-beta", "mimic-iv-ecg") == ("unknown", None)
+    assert cat.contamination("d-beta", "ptb-xl") == ("no", "C/P")
     assert seen["weimann-jepa-xs"] == ("unknown", None)
     assert cat.contamination("st-mem", "code-15") == ("signals", "I")
     assert cat.contamination("merl-resnet18", "mimic-iv-ecg")[0] == "signals and labels"
@@ -64,6 +67,14 @@ def test_pretraining_data_and_contamination_agree():
     for (name, one), cohort in itertools.product(cat.catalogue().items(), cat.COHORTS):
         if one.data:
             assert (cat.contamination(name, cohort)[0] != "no") == bool(of[cohort] & set(one.data)), (name, cohort)
+
+
+def test_what_the_sources_disagree_on_or_say_in_part_is_noted():
+    for size in ("small", "base", "large"):
+        assert cat.contamination(f"hubert-ecg-{size}", "chapman-ningbo")[0] == "signals"
+        assert "partly" in cat.entry(f"hubert-ecg-{size}").notes
+    assert "z-score" in cat.entry("ked").notes
+    assert cat.entry("merl-vit-tiny").home.file == "vit_tiny_best_encoder.pth"
 
 
 def test_unknown_names_are_errors_that_list_the_known():

@@ -129,6 +129,22 @@ def test_convert_prefers_the_encoder_to_the_whole(project):
     assert load_file(project / "out.safetensors").keys() == state().keys()
 
 
+def test_an_older_file_with_objects_is_not_called_damaged(project):
+    file, out = project / "a.pt", project / "out.safetensors"
+    whole = saved({"model": state(), "cfg": Settings(a=1)}, _use_new_zipfile_serialization=False)
+    file.write_bytes(whole)
+    for act in (lambda: checkpoints.convert(file, out), lambda: checkpoints.read_state(file, "model")):
+        with pytest.raises(
+            CureError, match=r"a\.pt is of a torch before 1\.6 and holds objects.*`torch\.save`"
+        ) as error:
+            act()
+        assert "damaged" not in str(error.value)
+    file.write_bytes(saved({"model": state()}, _use_new_zipfile_serialization=False)[:-500])
+    with pytest.raises(CureError, match="is damaged"):
+        checkpoints.convert(file, out)
+    assert not out.exists()
+
+
 # --- hostile files
 
 

@@ -28,7 +28,7 @@ def test_a_mistyped_setting_names_itself_and_its_profile():
 @pytest.mark.parametrize(
     ("setting", "value", "complaint"),
     [
-        ("poolings", ["median"], "'mean', 'max', 'min' or 'last'"),
+        ("poolings", ["median"], "'mean', 'max', 'min', 'last' or 'own'"),
         ("seeds", [], "at least 1"),
         ("batch_size", 0, "greater"),
     ],

@@ -2,9 +2,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from conftest import TINY
 
 from cure import embed, models
+from cure.config import check
+from cure.embed import Representation
 from cure.errors import CureError
+from cure.models import InputSpec
+from cure.models.steps import Resample
+from cure.settings.embed import EmbedConfig
 
 
 def test_poolings_are_what_they_are_called():
@@ -84,3 +91,68 @@ def test_features_are_a_representation_with_names(cohort, tmp_path):
     pd.testing.assert_frame_equal(made.astype(np.float32), again)
     slow, fast = (again["heart_rate_bpm"][cohort.listed[task]].median() for task in ("SBRAD", "STACH"))
     assert slow < 60 < 100 < fast
+
+
+class _Stub(models.Encoder):
+    """Tokens are the samples of three windows of 4 s; the read-out doubles their mean; reduced precision is counted."""
+
+    input_spec = InputSpec(fs=100, seconds=4, record=(Resample(100),))
+    dim = 12
+
+    def __init__(self):
+        super().__init__()
+        self.reduced = []
+
+    def forward(self, x):
+        self.reduced.append(torch.is_autocast_enabled("cpu"))
+        return x.transpose(1, 2)
+
+    def readout(self, tokens):
+        return 2 * tokens.mean(dim=1)
+
+
+def test_a_record_is_the_mean_over_its_windows_each_pooled_by_itself(cohort, tmp_path):
+    embed.extract(cohort, _Stub(), ["max", "own"], tmp_path / "out", tmp_path / "s", batch_size=7)
+    x = cohort.signals(np.arange(len(cohort)), 100)
+    cuts = np.stack([x[..., start : start + 400] for start in (0, 300, 600)], axis=1)
+    np.testing.assert_allclose(embed.read(tmp_path / "out", "max", cohort), cuts.max(axis=3).mean(axis=1), atol=1e-6)
+    own = 2 * cuts.mean(axis=3).mean(axis=1)
+    np.testing.assert_allclose(embed.read(tmp_path / "out", "own", cohort), own, atol=1e-6)
+
+
+def test_threads_change_no_byte_and_torch_has_its_own_back(cohort, tmp_path):
+    torch.set_num_threads(2)
+    for threads in (1, 3):
+        out = tmp_path / str(threads)
+        embed.extract(cohort, models.load("vit1d"), ["mean"], out, tmp_path / "s", batch_size=16, threads=threads)
+    assert (tmp_path / "1/mean.npy").read_bytes() == (tmp_path / "3/mean.npy").read_bytes()
+    assert torch.get_num_threads() == 2
+
+
+def test_bfloat16_is_used_where_asked_for_and_pooling_stays_in_float32(cohort, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        encoder = _Stub()
+        embed.extract(cohort, encoder, ["mean"], tmp_path / dtype, tmp_path / "s", dtype=dtype)
+        assert set(encoder.reduced) == {dtype == "bfloat16"}
+        embed.extract(cohort, models.load("resnet1d"), ["mean"], tmp_path / f"r-{dtype}", tmp_path / "s", dtype=dtype)
+    exact, reduced = (np.load(tmp_path / f"r-{dtype}" / "mean.npy") for dtype in ("float32", "bfloat16"))
+    error = np.linalg.norm(reduced - exact) / np.linalg.norm(exact)
+    assert 1e-6 < error < 0.02
+    assert (torch.from_numpy(reduced).bfloat16().float().numpy() != reduced).any(), "means are not rounded to bfloat16"
+
+
+def test_upsampled_records_are_counted(cohort):
+    assert embed.n_upsampled(models.load("ked").input_spec, cohort) == 0
+    assert embed.n_upsampled(models.load("clef-small").input_spec, cohort) == 160 - 20
+
+
+def test_what_published_weights_have_seen_comes_from_the_catalogue(project):
+    profile = {**TINY, "cohort": {**TINY["cohort"], "source": "ptbxl"}}
+    (project / "profiles" / "real.yaml").write_text(yaml.safe_dump(profile))
+    chosen = {"encoders": ["leadcnn"], "published": ["ecg-fm"], "weights": "hub", "seeds": [0], "poolings": ["mean"]}
+    config = check(EmbedConfig, profile="real", **chosen)
+    seen = {(one.encoder, one.weights): embed.contaminated(one, config) for one in embed.representations(config)}
+    assert seen[("ecg-fm", "hub")] == "signals"
+    assert seen[("ecg-fm", "random")] == seen[("leadcnn", "random")] == "no"
+    simulated = check(EmbedConfig, profile="tiny", **chosen)
+    assert embed.contaminated(Representation("ecg-fm", "hub", 0), simulated) == "no"

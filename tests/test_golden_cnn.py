@@ -12,6 +12,7 @@ from torch import nn
 
 from cure.errors import CureError
 from cure.models.base import seeded
+from cure.models.ecg_cpc import EcgCpc
 from cure.models.ked import Ked
 from cure.models.merl import MerlResNet18, MerlViTTiny
 from cure.models.net1d import CLEF, ECGFOUNDER, Clef, EcgFounder, Net1d, Shape, _Block, _SameConv
@@ -289,6 +290,35 @@ def test_merls_transformer_attends_across_time_and_knows_positions():
     assert (constant[:, 0] - constant[:, 1]).abs().max() > 1e-3
 
 
+def test_names_of_merls_transformer_are_those_of_the_published_file():
+    block = ["attn.norm", "attn.fn.to_qkv", "attn.fn.to_out.0", "ff.norm", "ff.fn.net.0", "ff.fn.net.3"]
+    layers = [f"block{i}.{layer}" for i in range(12) for layer in block] + ["norm"]
+    expected = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    with torch.device("meta"):
+        state = MerlViTTiny().state_dict()
+    assert state.keys() == expected | {"to_patch_embedding.weight", "pos_embedding"}
+    assert state["pos_embedding"].shape == (1, 100, 192)
+    assert state["block0.attn.fn.to_qkv.weight"].shape == (3 * 192, 192)
+
+
+@pytest.mark.parametrize("prefix", ["", "ts_encoder."])
+def test_ecg_cpc_loads_with_its_head_or_without(prefix):
+    small = {"dim": 16, "depth": 1}
+    one, two, bare = EcgCpc(**small).eval(), EcgCpc(**small).eval(), EcgCpc(**small).eval()
+    state = {f"{prefix}{key}": value for key, value in one.state_dict().items()}
+    headless = {key: value for key, value in state.items() if "head_ssl" not in key}
+    assert len(headless) == len(state) - 1
+    loads(two, state)
+    assert one.weights_sha256() == two.weights_sha256()
+    for _ in range(2):
+        loads(bare, headless)
+    assert not hasattr(bare, "head_ssl")
+    x = torch.randn(2, 12, 600)
+    assert torch.equal(bare.embed(x), one.embed(x))
+    with pytest.raises(RuntimeError, match=r"encoder\.layers\.0"):
+        loads(EcgCpc(**small), {key: value for key, value in headless.items() if "encoder.layers.0" not in key})
+
+
 def loads(encoder: nn.Module, state: dict) -> None:
     encoder.load_state_dict(encoder.accept(state), strict=True)
 
@@ -306,7 +336,10 @@ def test_clefs_files_have_the_encoder_as_backbone():
     state = {f"backbone.{key}": value for key, value in one.state_dict().items()}
     loads(two, state)
     assert one.weights_sha256() == two.weights_sha256()
-    for extra in ("backbone.dense.weight", "head.0.weight"):
+    head = {"backbone.dense.weight": torch.ones(4, one.dim), "backbone.dense.bias": torch.ones(4)}
+    loads(two, {**state, **head})
+    assert one.weights_sha256() == two.weights_sha256()
+    for extra in ("dense.weight", "backbone.dense2.weight", "head.0.weight"):
         with pytest.raises(RuntimeError, match=extra.removeprefix("backbone.")):
             loads(two, {**state, extra: torch.zeros(1)})
 

@@ -65,6 +65,9 @@ def test_a_stage_depends_on_exactly_the_modules_that_it_imports(stage):
 def test_dependencies_that_are_not_modules_are_declared():
     assert "cure/cohorts/scp_statements.csv" in STAGES["download"]["deps"]
     assert "cure/templates" in STAGES["render"]["deps"]
+    for name, stage in STAGES.items():
+        deps = stage.get("deps", [])
+        assert ("cure/models/catalogue.yaml" in deps) == ("cure/catalogue.py" in deps), name
 
 
 def test_dvc_knows_every_stage_its_notebook_and_its_settings():

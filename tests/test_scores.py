@@ -38,7 +38,7 @@ def predicted(cohort):
         for encoder, weights, seed, noise in methods:
             score = 1 / (1 + np.exp(-(y + noise * rng.normal(size=len(y)))))
             key = {"cohort": "small", "protocol": "sound", "encoder": encoder, "weights": weights, "head": "logistic"}
-            key |= {"pooling": "none" if encoder == FEATURES else "mean", "seed": np.int16(seed)}
+            key |= {"pooling": "none" if encoder == FEATURES else "mean", "seed": np.int16(seed), "contaminated": "no"}
             row = {"task": task, "split": "s", "record_id": cohort.records["record_id"], "y": y, "score": score}
             frames.append(pd.DataFrame({**key, **row, "threshold": 0.5, "setting": "C=1"}))
     return pd.concat(frames, ignore_index=True)

@@ -8,9 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_download import Server
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -57,6 +58,18 @@ def state(seed=7):
 def saved(content, **options):
     buffer = io.BytesIO()
     torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def to_bytes(tensors):
+    return safetensors.torch.save(tensors)
+
+
+def zipped(members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
     return buffer.getvalue()
 
 
@@ -134,6 +147,7 @@ def test_a_first_fetch_pins_and_a_second_transfers_nothing(hub, project, capsys)
             "revision": COMMIT,
             "size": len(CHECKPOINT),
             "sha256": sha(CHECKPOINT),
+            "converted_sha256": None,
         }
     }
     assert "Licence of the weights: not stated (code: MIT)" in capsys.readouterr().out
@@ -217,10 +231,56 @@ def test_a_file_that_only_a_person_can_get_is_recorded_when_it_is_there(project,
     with pytest.raises(CureError, match=r"not in weights\.lock\.yaml: `cure weights fetch st-mem`"):
         weights.verify("st-mem")
     weights.fetch("st-mem")
-    assert weights.locked()["st-mem"].sha256 == sha(content)
+    pin = weights.locked()["st-mem"]
+    assert (pin.sha256, pin.url, pin.revision) == (sha(content), "by hand", None)
     put("st-mem", saved({"model": state(8)}))
     with pytest.raises(CureError, match="another file than pinned"):
         weights.fetch("st-mem")
+
+
+def test_a_file_that_was_there_before_is_not_said_to_come_from_its_home(hub, monkeypatch):
+    put("ecgfounder", CHECKPOINT)
+    fixed = catalogue()["ecgfounder"].home.model_copy(update={"revision": COMMIT})
+    monkeypatch.setattr(weights, "_home", lambda name: fixed)
+    weights.fetch("ecgfounder")
+    pin = weights.locked()["ecgfounder"]
+    assert (pin.sha256, pin.url, pin.revision) == (sha(CHECKPOINT), "by hand", None)
+    assert hub.asked == []
+    weights.place("ecgfounder").unlink()  # as on another machine
+    weights.fetch("ecgfounder")
+    assert weights.locked()["ecgfounder"] == pin
+
+
+DAMAGED = {
+    "cut": CHECKPOINT[:-200],
+    "cut early": CHECKPOINT[:2000],
+    "other zip": None,
+    "cut safetensors": to_bytes(state())[:-4],
+    "header alone": (200).to_bytes(8, "little") + b"{" + b" " * 198 + b"]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_first_file_is_not_pinned(hub, project, damage):
+    content = DAMAGED[damage] or zipped({"a.txt": b"hello"})
+    hub.files["12_lead_ECGFounder.pth"] = content
+    with pytest.raises(CureError, match=r"damaged or cut short|no file of weights"):
+        weights.fetch("ecgfounder")
+    assert not list(project.rglob("*.pth"))
+    put("st-mem", content)
+    with pytest.raises(CureError, match=r"st-mem\.pth is (damaged or cut short|no file of weights)"):
+        weights.fetch("st-mem")
+    assert weights.locked() == {}
+
+
+def test_safetensors_and_older_checkpoints_are_pinned_too(project):
+    for name, content in {
+        "hubert-ecg-small": to_bytes(state()),
+        "st-mem": saved(state(), _use_new_zipfile_serialization=False),
+    }.items():
+        put(name, content)
+        weights.fetch(name)
+        assert weights.locked()[name].sha256 == sha(content)
 
 
 def test_a_page_saved_in_the_place_of_a_file_is_not_recorded(project):
@@ -233,17 +293,37 @@ def test_a_page_saved_in_the_place_of_a_file_is_not_recorded(project):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_file_may_come_in_an_archive(hub, packed):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("checkpoint/config_last_11597276_ckpt.yaml", "a: 1")
-        archive.writestr("checkpoint/last_11597276.ckpt", CHECKPOINT)
-    hub.files["files/58173919"] = buffer.getvalue() if packed else CHECKPOINT
+    members = {
+        "checkpoint/config_last_11597276_ckpt.yaml": b"a: 1",
+        "checkpoint/last_11597276.ckpt": CHECKPOINT,
+        "__MACOSX/checkpoint/last_11597276.ckpt": b"resource fork",
+    }
+    hub.files["files/58173919"] = zipped(members) if packed else CHECKPOINT
     for _ in range(2):  # the second time against the pin
         file = weights.fetch("ecg-cpc")
         assert file.read_bytes() == CHECKPOINT
         assert [one.name for one in file.parent.iterdir()] == [file.name]
         file.unlink()
     assert weights.locked()["ecg-cpc"].sha256 == sha(CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (zipped({"a/last_11597276.ckpt": CHECKPOINT})[:-60], "is damaged or no archive"),
+        (zipped({"a/last_11597276.ckpt": CHECKPOINT}).replace(CHECKPOINT[900:990], b"x" * 90), "is damaged or no"),
+        (zipped({"a/other.ckpt": CHECKPOINT}), "holds 0 files named last_11597276.ckpt, not one; it holds: a/other"),
+        (zipped({f"{i}/last_11597276.ckpt": CHECKPOINT for i in "ab"}), "holds 2 files named last_11597276.ckpt"),
+        (b"<html>Sign in</html>", "is damaged or no archive"),
+    ],
+    ids=["cut", "changed", "none", "two", "page"],
+)
+def test_an_archive_that_does_not_hold_the_file_is_an_error(hub, project, content, said):
+    hub.files["files/58173919"] = content
+    with pytest.raises(CureError, match=f"{said}.*`cure weights fetch ecg-cpc` again"):
+        weights.fetch("ecg-cpc")
+    assert not list(weights.place("ecg-cpc").parent.iterdir())
+    assert weights.locked() == {}
 
 
 @pytest.mark.parametrize(
@@ -292,6 +372,54 @@ def test_a_converted_file_stands_for_the_one_it_was_made_of(hub, project):
     other.write_bytes(saved({"model": state(8)}))
     checkpoints.convert(other, converted)
     with pytest.raises(CureError, match="was converted from another file than the one pinned"):
+        models.load("ecg-fm", "hub")
+
+
+def tampered(file):
+    """The same converted file with another weight, and the header as it was."""
+    tensors = load_file(file)
+    tensors["norm.weight"] = tensors["norm.weight"] + 1
+    save_file(tensors, file, metadata={"about": json.dumps(checkpoints.about(file), sort_keys=True)})
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("source_there", [True, False])
+def test_a_converted_file_is_checked_by_its_own_hash(project, pinned, source_there):
+    content = saved({"model": state(), "cfg": Settings(a=1)})
+    source = put("ecg-fm", content)
+    weights.fetch("ecg-fm")
+    converted = source.with_suffix(".safetensors")
+    checkpoints.convert(source, converted)
+    good = converted.read_bytes()
+    if pinned:
+        assert weights.verify("ecg-fm") == converted
+        assert weights.locked()["ecg-fm"].converted_sha256 == sha(good)
+    if not source_there:
+        source.unlink()
+    lock = (project / weights.LOCK).read_bytes()
+    tampered(converted)
+    for act in (weights.verify, lambda name: models.load(name, "hub")):
+        with pytest.raises(CureError, match="is another file than" if pinned else "is not pinned") as error:
+            act("ecg-fm")
+        assert "`cure weights convert data/weights/published/ecg-fm/mimic" in str(error.value)
+    assert (project / weights.LOCK).read_bytes() == lock
+    put("ecg-fm", content)  # what the error says to do
+    checkpoints.convert(source, converted)
+    assert weights.verify("ecg-fm") == converted
+    assert weights.locked()["ecg-fm"].converted_sha256 == sha(good)
+    source.unlink()
+    assert weights.verify("ecg-fm") == converted  # its own pin is enough
+
+
+def test_a_converted_file_without_a_source_or_pin_is_refused(project):
+    source = put("ecg-fm", saved({"model": state()}))
+    converted = source.with_suffix(".safetensors")
+    checkpoints.convert(source, converted)
+    with pytest.raises(CureError, match=r"converted from a file that is not in weights\.lock\.yaml: .*convert data"):
+        models.load("ecg-fm", "hub")
+    weights.fetch("ecg-fm")
+    source.write_bytes(saved({"model": state(8)}))
+    with pytest.raises(CureError, match=r"is not pinned in weights\.lock\.yaml as the conversion of mimic.*convert"):
         models.load("ecg-fm", "hub")
 
 
@@ -349,10 +477,58 @@ def test_a_published_architecture_that_was_trained_here_says_what_it_has_seen(pr
 
 
 def test_a_path_without_a_file_says_how_to_get_one(project):
-    with pytest.raises(CureError, match=r"no weights a/b.pt: `cure weights fetch ked` gets the published ones"):
+    with pytest.raises(
+        CureError, match=r"no weights a/b.pt: no such file. `cure weights fetch ked` gets the published"
+    ):
         models.load("ked", "a/b.pt")
+    with pytest.raises(CureError, match=r"no weights a/b.pt: .*Get the published file by hand from https://drive"):
+        models.load("st-mem", "a/b.pt")
+    with pytest.raises(CureError, match=r"no such file. There are no published weights of weimann-jepa-xs: train it"):
+        models.load("weimann-jepa-xs", "a/b.pt")
     with pytest.raises(CureError, match=r"no weights a/b.pt: make them with `make repro"):
         models.load("leadcnn", "a/b.pt")
+
+
+@pytest.mark.parametrize("name", ["ked", "leadcnn", "weimann-jepa-xs"])
+def test_weights_are_random_hub_or_a_file(project, name):
+    for wrong in (None, 3):
+        with pytest.raises(CureError, match=f"no weights {wrong}: say 'random', 'hub' or the path of a file"):
+            models.load(name, wrong)
+    for wrong in ("hubb", "Random", ""):
+        with pytest.raises(CureError, match=r"no weights .*Weights are 'random', 'hub' or a file"):
+            models.load(name, wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("ked", "`cure weights fetch ked` gets the published file from https://zenodo.org/records/14881564"),
+        ("st-mem", "by hand from https://drive.google.com/.* and put it at data/weights/published/st-mem/st-mem.pth"),
+        ("weimann-jepa-xs", "There are no published weights of weimann-jepa-xs: train it"),
+        ("leadcnn", "`make repro PROFILE=...`"),
+    ],
+)
+def test_a_wrong_file_says_where_a_right_one_is(project, name, remedy):
+    wrong = {
+        "other.pth": (saved(nn.Linear(2, 2).state_dict()), "does not fit encoder"),
+        "cut.pth": (CHECKPOINT[:-200], "is damaged or no file of weights"),
+        "cut.safetensors": (to_bytes(state())[:-4], "is damaged or no file of weights"),
+        "empty.pth": (saved({"epoch": 1}), "holds no state dict"),
+    }
+    for file, (content, said) in wrong.items():
+        (project / file).write_bytes(content)
+        with pytest.raises(CureError, match=f"{file} {said}.*{remedy}"):
+            models.load(name, file)
+
+
+@pytest.mark.parametrize("kind", ["dict", "bare", "safetensors"])
+def test_huberts_files_are_flat_or_a_dict(project, kind):
+    file = project / ("a.safetensors" if kind == "safetensors" else "a.pt")
+    content = {"model_state_dict": state(), "optimizer_state_dict": {"lr": 0.1}} if kind == "dict" else state()
+    file.write_bytes(to_bytes(state()) if kind == "safetensors" else saved(content))
+    for name in ("hubert-ecg-small", "hubert-ecg-base", "hubert-ecg-large"):
+        assert catalogue()[name].layout == "model_state_dict"
+    assert torch.equal(models.load("hubert-ecg-small", file).norm.weight, state()["norm.weight"])
 
 
 def test_a_real_encoder_loads_from_the_published_layout(project):

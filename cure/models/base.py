@@ -100,8 +100,13 @@ class InputSpec:
         return best
 
     def apply(self, x: np.ndarray, fs: int, *, first: bool = False) -> np.ndarray:
-        """Turn (n, 12, n_samples) mV at `fs`, leads in CURE's order, into (n, n_windows, ...) model-ready input."""
+        """Turn (n, 12, n_samples) mV at `fs`, leads in CURE's order, into (n, n_windows, ...) model-ready input.
+
+        A lead that is constant was not recorded: it is 0 before the first step, as what filters leave of a constant
+        would be blown up by a normalisation.
+        """
         x = x[:, [LEADS.index(lead) for lead in self.leads]]
+        x = np.where(np.ptp(x, axis=-1, keepdims=True) == 0, np.float32(0), x)
         for step in self.record:
             x, fs = step(x, fs), step.rate(fs)
         length = round(fs * self.seconds)
@@ -201,3 +206,14 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread for each operation, because sums differ between thread counts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

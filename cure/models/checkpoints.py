@@ -93,7 +93,8 @@ def convert(file: Path, out: Path) -> None:
     Raises
     ------
     CureError
-        For a file that is missing, damaged or without a state dict, or that names what torch blocks (`os`, `sys`).
+        For a file that is missing, damaged or without a state dict, that names what torch blocks (`os`, `sys`), or
+        that is of a torch before 1.6 and holds objects.
     """
     if not file.is_file() or file.suffix == ".safetensors":
         raise CureError(f"{shown(file)} is not a checkpoint to convert: give a .pt, .pth or .ckpt file that exists")
@@ -150,6 +151,11 @@ def _load(file: Path, names: Collection[str] = ()) -> Any:
             raise CureError(
                 f"{shown(file)} cannot be read as tensors and plain values; it names {download.few(names)}. It may be "
                 "damaged or hostile: do not use it."
+            ) from error
+        if not _zipped(file) and "not an allowed global" in str(error):
+            raise CureError(
+                f"{shown(file)} is of a torch before 1.6 and holds objects besides tensors, which CURE cannot pass "
+                "over in this format. If you trust it, load it with torch and save its state dict alone (`torch.save`)."
             ) from error
         raise CureError(_damaged(file, error)) from error
 

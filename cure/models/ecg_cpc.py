@@ -59,5 +59,8 @@ class EcgCpc(Encoder):
         return self.predictor["predictor"](self.encoder["layers"](x)).mT
 
     def accept(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Strip the prefix `ts_encoder.` of the published file."""
-        return {name.removeprefix("ts_encoder."): value for name, value in state.items()}
+        """Strip the prefix `ts_encoder.` of the published file; a file without `head_ssl` removes it here too."""
+        state = {name.removeprefix("ts_encoder."): value for name, value in state.items()}
+        if hasattr(self, "head_ssl") and not any(name.startswith("head_ssl.") for name in state):
+            del self.head_ssl
+        return state

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from cure.errors import CureError
 from cure.models.base import Encoder, InputSpec
 from cure.models.steps import MinMax, Resample
+from cure.models.vit import Block
 
 #: MIMIC-IV-ECG's order of leads: aVF comes before aVL.
 MIMIC_LEADS = ("I", "II", "III", "aVR", "aVF", "aVL", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -90,29 +91,12 @@ class MerlResNet18(Encoder):
         return state
 
 
-class _TransformerBlock(nn.Module):
-    """Pre-norm self-attention and MLP, each beside the identity."""
-
-    def __init__(self, dim: int, heads: int, hidden: int):
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)  # with a bias: the published number of parameters counts it
-        self.out = nn.Linear(dim, dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x))
-
-
 class MerlViTTiny(Encoder):
     """MERL's ViT-tiny (Liu et al. 2024, ICML): patches of 0.1 s across 12 leads, 12 layers, 100 tokens of 192.
 
-    The last norm follows the mean over tokens. Input as `MerlResNet18`. Names of the state dict are CURE's own: those
-    of the published file were not established, so such a file needs a table of names first.
+    The last norm follows the mean over tokens. Input as `MerlResNet18`. Names of the state dict are those of
+    `utils/vit1d.py` in the MIT-licensed repository cheliu-computation/MERL-ICML2024; queries, keys and values have a
+    bias, which the published number of parameters counts.
     """
 
     input_spec = _INPUT
@@ -123,21 +107,23 @@ class MerlViTTiny(Encoder):
         super().__init__()
         patch, depth = 50, 12
         n_tokens = round(self.input_spec.fs * self.input_spec.seconds) // patch
-        self.patches = nn.Conv1d(len(MIMIC_LEADS), self.dim, patch, stride=patch, bias=False)
-        self.positions = nn.Parameter(torch.empty(1, n_tokens, self.dim))
-        self.blocks = nn.ModuleList(_TransformerBlock(self.dim, 3, 4 * self.dim) for _ in range(depth))
+        self.to_patch_embedding = nn.Conv1d(len(MIMIC_LEADS), self.dim, patch, stride=patch, bias=False)
+        self.pos_embedding = nn.Parameter(torch.empty(1, n_tokens, self.dim))
+        self._blocks = [f"block{i}" for i in range(depth)]
+        for name in self._blocks:
+            self.add_module(name, Block(self.dim, heads=3, hidden=4 * self.dim))
         self.norm = nn.LayerNorm(self.dim)
-        nn.init.trunc_normal_(self.positions, std=0.02)
-        for layer in self.blocks.modules():
+        nn.init.trunc_normal_(self.pos_embedding, std=0.02)
+        for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 12, 5000) to (n, 100, 192) tokens, before the last norm."""
-        x = self.patches(x).transpose(1, 2) + self.positions
-        for block in self.blocks:
-            x = block(x)
+        x = self.to_patch_embedding(x).transpose(1, 2) + self.pos_embedding
+        for name in self._blocks:
+            x = getattr(self, name)(x)
         return x
 
     def readout(self, tokens: Tensor) -> Tensor:

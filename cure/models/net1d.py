@@ -219,5 +219,6 @@ class Clef(Net1d):
         )
 
     def accept(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The published files have the encoder as `backbone`; other entries stay as they are."""
-        return {name.removeprefix("backbone."): value for name, value in state.items()}
+        """The published files have the encoder as `backbone`; its head `dense` is dropped, all else stays as it is."""
+        kept = {name: value for name, value in state.items() if not name.startswith("backbone.dense.")}
+        return {name.removeprefix("backbone."): value for name, value in kept.items()}

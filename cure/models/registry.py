@@ -83,18 +83,20 @@ def load(name: str, weights: str | Path = "random", seed: int = 0) -> Encoder:
     ------
     CureError
         For an unknown name; for weights that are not published, not here or not the pinned ones; for a file that is
-        missing, damaged or of another architecture: names the file, and the first entry that does not fit.
+        missing, damaged or of another architecture: names the file, the first entry that does not fit, and how to get
+        a file that does.
     """
     check([name])
-    file = None if weights == "random" else _published(name) if weights == "hub" else Path(weights)
-    if file and not file.is_file():
-        fetch = f"`cure weights fetch {name}` gets the published ones"
-        other = fetch if name in PUBLISHED else "make them with `make repro PROFILE=...`"
-        raise CureError(f"no weights {shown(file)}: {other}")
+    file = None if weights == "random" else _published(name) if weights == "hub" else _given(name, weights)
     with seeded(seed):
         encoder = {**OWN, **PUBLISHED}[name]().eval()
     if file:
-        _fill(encoder, name, file)
+        try:
+            _fill(encoder, name, file)
+        except CureError as error:
+            if "`cure weights" in str(error):
+                raise
+            raise CureError(f"{str(error).rstrip('.')}. {_remedy(name)}") from error
         seen = about(file).get("pretraining", "unknown")
         encoder.pretraining = entry(name).data if weights == "hub" else (seen,)
     return encoder
@@ -104,6 +106,25 @@ def _published(name: str) -> Path:
     if name in OWN:
         raise CureError(f"encoder {name!r} has no weights 'hub': only 'random' or a file")
     return store.verify(name)
+
+
+def _given(name: str, weights: object) -> Path:
+    if not isinstance(weights, str | Path):
+        raise CureError(f"no weights {weights!r}: say 'random', 'hub' or the path of a file. {_remedy(name)}")
+    file = Path(weights)
+    if not file.is_file():
+        other = "make them with `make repro PROFILE=...`." if name in OWN else f"no such file. {_remedy(name)}"
+        raise CureError(f"no weights {shown(file)}: {other} Weights are 'random', 'hub' or a file.")
+    return file
+
+
+def _remedy(name: str) -> str:
+    """Where a right file for an encoder comes from."""
+    if name in OWN:
+        return "`make repro PROFILE=...` makes weights of this encoder."
+    if entry(name).home is None:
+        return f"There are no published weights of {name}: train it."
+    return store.how(name)
 
 
 def _fill(encoder: Encoder, name: str, file: Path) -> None:

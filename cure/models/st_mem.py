@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from cure.errors import CureError
 from cure.models.base import Encoder, InputSpec
 from cure.models.steps import Butterworth, Resample, ZScore
+from cure.models.vit import Block
 from cure.signals import LEADS
 
 #: Samples of a patch, and patches of a lead that there are positions for.
@@ -23,50 +24,6 @@ def position_table(dim: int) -> Tensor:
     rate = 10_000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
     angle = torch.arange(_PATCHES, dtype=torch.float64)[:, None] * rate
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1).float(), (0, 0, 1, 1))[None]
-
-
-class _Attention(nn.Module):
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.to_qkv = nn.Linear(dim, 3 * dim)
-        self.to_out = nn.Sequential(nn.Linear(dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class _FeedForward(nn.Module):
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        # The original has dropout at place 2: the names of the weights count it.
-        self.net = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class _PreNorm(nn.Module):
-    """A function of the normed input beside the identity."""
-
-    def __init__(self, dim: int, fn: nn.Module):
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.fn = fn
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.fn(self.norm(x))
-
-
-class _Block(nn.Module):
-    def __init__(self, dim: int, heads: int, hidden: int):
-        super().__init__()
-        self.attn = _PreNorm(dim, _Attention(dim, heads))
-        self.ff = _PreNorm(dim, _FeedForward(dim, hidden))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ff(self.attn(x))
 
 
 class StMem(Encoder):
@@ -102,7 +59,7 @@ class StMem(Encoder):
         self.lead_embeddings = nn.ParameterList(torch.empty(dim) for _ in LEADS)
         self._blocks = [f"block{i}" for i in range(depth)]
         for name in self._blocks:
-            self.add_module(name, _Block(dim, heads, hidden))
+            self.add_module(name, Block(dim, heads, hidden))
         self.norm = nn.LayerNorm(dim)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):

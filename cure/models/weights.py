@@ -5,6 +5,7 @@ How files are read is in `cure.models.checkpoints`.
 
 import re
 import shutil
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,13 +15,14 @@ import pandas as pd
 import requests
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from cure import download, paths
 from cure.catalogue import Home, catalogue, entry
 from cure.errors import CureError
 from cure.models.checkpoints import about, convert, read_state, shown
 
-__all__ = ["convert", "fetch", "find", "locked", "place", "read_state", "verify"]
+__all__ = ["convert", "fetch", "find", "how", "locked", "place", "read_state", "verify"]
 
 #: At the project's top level, to be committed.
 LOCK = "weights.lock.yaml"
@@ -30,6 +32,8 @@ ADDRESSES = {
     "figshare": "https://ndownloader.figshare.com",
 }
 _TIMEOUT_SECONDS = 30.0
+#: Address in the lock file of a file that CURE did not fetch.
+_BY_HAND = "by hand"
 
 
 class Pin(BaseModel):
@@ -37,10 +41,13 @@ class Pin(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str
+    url: str = Field(description="where it came from; `by hand` for a file that was there before")
     revision: str | None = Field(description="commit on Hugging Face, where the file came from there")
     size: int = Field(gt=0, description="bytes")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    converted_sha256: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$", description="of the safetensors file made of it"
+    )
 
 
 # --- the store and its lock
@@ -111,11 +118,14 @@ def find(name: str) -> Path:
     for file in _candidates(name):
         if file.is_file():
             return file
-    raise CureError(f"no weights {shown(place(name))}. {_how(name)}")
+    raise CureError(f"no weights {shown(place(name))}. {how(name)}")
 
 
 def verify(name: str) -> Path:
-    """`find`, and check that the file, or what it was converted from, is the one that the lock file pins.
+    """`find`, and check that the file is the one that the lock file pins.
+
+    A converted file has a pin of its own: it is pinned when it is first seen beside its source, if the source is the
+    pinned one and a conversion of it gives the same file.
 
     Raises
     ------
@@ -130,8 +140,8 @@ def verify(name: str) -> Path:
 def fetch(name: str) -> Path:
     """Get a model's published file, after printing its licence; the first time, record it in the lock file.
 
-    A file that is pinned is fetched in the same revision and checked. A file that was put in its place by hand, or
-    before, is recorded as it is.
+    A file that is pinned is fetched in the same revision and checked. One that was in its place before is recorded as
+    it is, with the address `by hand`.
 
     Raises
     ------
@@ -141,11 +151,11 @@ def fetch(name: str) -> Path:
     home, file, pin = _home(name), place(name), locked().get(name)
     _print_licence(name)
     revision, sha256 = (pin.revision, pin.sha256) if pin else (home.revision, home.sha256)
-    url = str(home.page)
+    url = _BY_HAND
     if not file.is_file() or (sha256 and download.sha256_file(file) != sha256):
         if home.kind == "page":
             state = "is another file than pinned" if file.is_file() else "is not there"
-            raise CureError(f"{shown(file)} {state}. {_how(name)}")
+            raise CureError(f"{shown(file)} {state}. {how(name)}")
         try:
             url, revision = _download(home, file, revision, sha256)
         except CureError as error:
@@ -155,6 +165,8 @@ def fetch(name: str) -> Path:
             ) from error
     if pin is None:
         _check_content(file)
+        if url == _BY_HAND:
+            revision = None
         size = file.stat().st_size
         _record(name, Pin(url=url, revision=revision, size=size, sha256=download.sha256_file(file)))
     _check_pin(name, file)
@@ -163,21 +175,45 @@ def fetch(name: str) -> Path:
 
 def _check_pin(name: str, file: Path) -> None:
     pin, original = locked().get(name), file == place(name)
+    if not original:
+        _check_converted(name, file, pin)
+        return
     sha256 = pin.sha256 if pin else _home(name).sha256
     if sha256 is None:
         raise CureError(f"{shown(file)} is not in {LOCK}: `cure weights fetch {name}` records its size and hash")
-    if pin and original and file.stat().st_size != pin.size:
+    if pin and file.stat().st_size != pin.size:
         raise CureError(
             f"{shown(file)} is truncated or another file: {file.stat().st_size:,} bytes, {pin.size:,} in {LOCK}. "
-            f"Delete it. {_how(name)}"
+            f"Delete it. {how(name)}"
         )
-    found = download.sha256_file(file) if original else about(file).get("source_sha256")
+    found = download.sha256_file(file)
     if found != sha256:
-        what = "is" if original else "was converted from"
         raise CureError(
-            f"{shown(file)} {what} another file than the one pinned: sha256 {found}, not {sha256}. Delete it. "
-            f"{_how(name)}"
+            f"{shown(file)} is another file than the one pinned: sha256 {found}, not {sha256}. Delete it. {how(name)}"
         )
+
+
+def _check_converted(name: str, file: Path, pin: Pin | None) -> None:
+    source = place(name)
+    again = f"`cure weights fetch {name}`, then `cure weights convert {shown(source)}` again"
+    if pin is None:
+        raise CureError(f"{shown(file)} was converted from a file that is not in {LOCK}: run {again}")
+    found = download.sha256_file(file)
+    if found == pin.converted_sha256:
+        return
+    if about(file).get("source_sha256") != pin.sha256:
+        raise CureError(f"{shown(file)} was converted from another file than the one pinned: delete it and run {again}")
+    # What the header says anyone can write: only a second conversion shows what the file was made of.
+    if source.is_file() and download.sha256_file(source) == pin.sha256:
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            second = Path(folder) / file.name
+            convert(source, second)
+            same = download.sha256_file(second) == found
+        if same:
+            _record(name, pin.model_copy(update={"converted_sha256": found}))
+            return
+    state = "is not pinned" if pin.converted_sha256 is None else "is another file than the one pinned"
+    raise CureError(f"{shown(file)} {state} in {LOCK} as the conversion of {source.name}: delete it and run {again}")
 
 
 def _candidates(name: str) -> tuple[Path, Path]:
@@ -191,12 +227,19 @@ def _home(name: str) -> Home:
     return home
 
 
-def _how(name: str) -> str:
+def how(name: str) -> str:
+    """How to get a model's published file, as a sentence for messages.
+
+    Raises
+    ------
+    CureError
+        For a model that is not in the catalogue or has no published weights.
+    """
     home = _home(name)
     if home.kind == "page":
-        by_hand = f"Get it by hand from {home.page} and put it at {shown(place(name))}"
+        by_hand = f"Get the published file by hand from {home.page} and put it at {shown(place(name))}"
         return f"{by_hand}; `cure weights fetch {name}` then records it."
-    return f"`cure weights fetch {name}` gets it from {home.page}."
+    return f"`cure weights fetch {name}` gets the published file from {home.page}."
 
 
 def _print_licence(name: str) -> None:
@@ -262,24 +305,67 @@ def _ask_hub(url: str) -> tuple[str | None, str | None]:
 
 
 def _unpack(archive: Path, file: Path) -> None:
-    """Take `file` out of an archive that holds one of its name; what is no such archive is the file itself."""
+    """Take `file` out of an archive that holds one of its name; what is itself a checkpoint becomes `file`.
+
+    Raises
+    ------
+    CureError
+        For an archive that is damaged or does not hold exactly one such file; it is deleted.
+    """
     try:
         with zipfile.ZipFile(archive) as packed:
-            members = [one for one in packed.namelist() if one.rsplit("/", 1)[-1] == file.name]
-            if len(members) == 1:
+            held = [one for one in _names(packed) if "__MACOSX" not in one.split("/")]
+            members = [one for one in held if one.rsplit("/", 1)[-1] == file.name]
+            itself = not members and _is_checkpoint(held)
+            if not itself and len(members) != 1:
+                raise CureError(
+                    f"the archive {shown(archive)} holds {len(members)} files named {file.name}, not one; "
+                    f"it holds: {download.few(held)}."
+                )
+            if not itself:
                 with paths.atomic(file) as part, packed.open(members[0]) as source, part.open("wb") as target:
                     shutil.copyfileobj(source, target)
-                archive.unlink()
-                return
-    except (zipfile.BadZipFile, zlib.error, EOFError):
-        pass
-    archive.replace(file)
+    except CureError:
+        archive.unlink()
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        archive.unlink()
+        raise CureError(f"{shown(archive)} is damaged or no archive (a login page, perhaps): {error}.") from error
+    if itself:
+        archive.replace(file)
+    else:
+        archive.unlink()
+
+
+def _names(packed: zipfile.ZipFile) -> list[str]:
+    """Names of an archive's members; a BadZipFile if it is the rest of a cut archive around another one."""
+    if packed.infolist() and min(one.header_offset for one in packed.infolist()) > 0:
+        raise zipfile.BadZipFile("its table of contents is that of an archive within")
+    return packed.namelist()
+
+
+def _is_checkpoint(names: list[str]) -> bool:
+    """Whether an archive's names are those of torch's own format."""
+    return any(one.rsplit("/", 1)[-1] == "data.pkl" for one in names)
 
 
 def _check_content(file: Path) -> None:
-    """Raise a CureError for a file that is neither safetensors nor a checkpoint, such as a login page."""
+    """Raise a CureError for a file that is neither safetensors nor a checkpoint, such as a login page, or is cut.
+
+    A checkpoint of torch before 1.6 has no table of contents: that it is whole shows only when it is read.
+    """
     with file.open("rb") as opened:
         head = opened.read(9)
-    length = int.from_bytes(head[:8], "little")
-    if not head.startswith((b"PK\x03\x04", b"\x80")) and not (head[8:] == b"{" and 8 + length <= file.stat().st_size):
+    try:
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(file) as packed:
+                known = _is_checkpoint(_names(packed))
+        elif head[8:] == b"{":
+            with safe_open(file, framework="pt"):
+                known = True
+        else:
+            known = head.startswith(b"\x80")
+    except (zipfile.BadZipFile, SafetensorError) as error:
+        raise CureError(f"{shown(file)} is damaged or cut short ({error}): delete it and get it again.") from error
+    if not known:
         raise CureError(f"{shown(file)} is no file of weights (a login page, perhaps).")
