@@ -72,8 +72,8 @@ def _one_thread():
 def study(cohort, tmp_path, monkeypatch):
     """Settings, and weights and embeddings that differ per split, as if stages `pretrain` and `embed` had run."""
     others = [Representation("resnet1d", "random", 0), Representation(embed.FEATURES, "none", 0)]
-    monkeypatch.setitem(registry._ENCODERS, "small", Small)
-    monkeypatch.setitem(registry._ENCODERS, "floor", Small)
+    monkeypatch.setitem(registry.OWN, "small", Small)
+    monkeypatch.setitem(registry.OWN, "floor", Small)
     monkeypatch.setattr(embed, "representations", lambda config: [PRETRAINED, *RANDOM, *others])
     monkeypatch.setattr(embed, "load_encoder", lambda config, one, split: models.load(one.encoder, seed=_number(split)))
     monkeypatch.setattr(embed, "read_split", lambda config, one, pooling, cohort, split: _frozen(cohort, one, split))

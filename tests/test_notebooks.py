@@ -22,7 +22,7 @@ def test_notebooks_call_show_and_say(file):
     cells = code_cells(file)
     assert notebook.cells[0].cell_type == "markdown"
     assert notebook.cells[0].source.startswith(f"# {file.stem[:2]} · ")
-    assert len(notebook.cells) <= 25
+    assert len(notebook.cells) <= 32
     assert sum(len(cell.source.splitlines()) for cell in cells) <= 120
     for cell in cells:
         assert not cell.outputs, "outputs are stripped"
