@@ -74,7 +74,8 @@ def measure(encoder: Encoder, cohort: Cohort, args: argparse.Namespace, peak: di
     first = np.arange(min(8, len(cohort)))
     plain(encoder, cohort, first, args)
     rate = len(first) / seconds(lambda: plain(encoder, cohort, first, args))
-    n = int(np.clip(SECONDS * rate, 8, len(cohort)))
+    n = int(np.clip(SECONDS * rate, 16, len(cohort)))
+    args = argparse.Namespace(**{**vars(args), "batch": min(args.batch, n // 4)})  # four batches at least: two threads
     small = dataclasses.replace(cohort, records=cohort.records.iloc[:n])
     one = dataclasses.replace(cohort, records=cohort.records.iloc[: max(4, n // 4)])
     took: dict[str, list[float]] = {name: [] for name in ("reference", "batched", "float32", "bfloat16")}
