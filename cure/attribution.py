@@ -29,13 +29,22 @@ RECORDS, POINTS = 8, 16
 SEGMENTS = ("P", "QRS", "ST", "T", "TQ")
 #: The ST segment ends, and the T wave begins, this long after the J point; without a P wave, `P` is this long.
 ST_S, NO_P_S = 0.08, 0.16
-#: Parts of each encoder, from its output to its input: the order in which they are randomised.
-PARTS = {
+#: Parts of the encoders trained here, from output to input: the order in which they are randomised.
+_PARTS: dict[str, tuple[str, ...]] = {
     "leadcnn": ("trunk", "lead", "stem"),
     "resnet1d": ("norm", "blocks", "stem"),
     "resnet1d_wang": ("blocks", "stem"),
     "vit1d": ("layers", "patches"),
 }
+
+
+def parts(encoder: str) -> tuple[str, ...]:
+    """Parts of an encoder's state dict from its output to its input; published ones name theirs in reading order."""
+    if encoder in _PARTS:
+        return _PARTS[encoder]
+    with torch.device("meta"):
+        state = models.load(encoder).state_dict()
+    return tuple(reversed(dict.fromkeys(name.split(".")[0] for name in state)))
 
 
 class Probe(nn.Module):
@@ -278,21 +287,14 @@ def randomised(probe: Probe, encoder: str, seed: int) -> dict[str, Probe]:
     -------
     dict
         What is random, such as `head` and `head to trunk`, to the probe in which it is.
-
-    Raises
-    ------
-    CureError
-        If the parts of that encoder are not known, or not all.
     """
     state = probe.encoder.state_dict()
-    if set(PARTS.get(encoder, ())) != {name.split(".")[0] for name in state}:
-        raise CureError(f"the parts of encoder {encoder!r} are not listed: add them to PARTS in cure/attribution.py")
     rng = np.random.default_rng(seed)
     fresh = models.load(encoder, "random", int(rng.integers(2**31))).state_dict()
     current = copy.deepcopy(probe)
     current.weight = torch.from_numpy(rng.normal(0, float(probe.weight.std()), len(probe.weight)))
     stages = {"head": current}
-    for part in PARTS[encoder]:
+    for part in parts(encoder):
         current = copy.deepcopy(current)
         new = {name: value for name, value in fresh.items() if name.split(".")[0] == part}
         current.encoder.load_state_dict(state | new)

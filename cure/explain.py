@@ -179,7 +179,7 @@ def attribute(config: ExplainConfig, cohort: Cohort, splits: list[Split]) -> Exp
         arrays = {f.name: np.concatenate([getattr(part, f.name) for part in mine]) for f in fields(Attributed)}
         tasks[task] = Attributed(**arrays)
     spec = embed.load_encoder(config, untrained(config), splits[0]).input_spec
-    return Explained(tasks, spec.fs, ["head", *(f"head to {part}" for part in attribution.PARTS[config.encoder])])
+    return Explained(tasks, spec.fs, ["head", *(f"head to {part}" for part in attribution.parts(config.encoder))])
 
 
 def _attribute(config: ExplainConfig, cohort: Cohort, y: np.ndarray, split: Split, rows: np.ndarray) -> Attributed:
@@ -193,9 +193,9 @@ def _attribute(config: ExplainConfig, cohort: Cohort, y: np.ndarray, split: Spli
     )
     codes, rr = attribution.beat_segments(cohort.signals(rows, 100), 100, spec.seconds, x.shape[2])
     few = np.arange(0, len(rows), EVERY)
-    similarity = np.full((len(rows), 3, 1 + len(attribution.PARTS[config.encoder])), np.nan)
     with _INITIALISING:
         others = attribution.randomised(probe, config.encoder, config.seed)
+    similarity = np.full((len(rows), 3, len(others)), np.nan)
     for stage, other in enumerate(others.values()):
         new = attribution.integrated_gradients(other, x[few], config.steps, tolerance=np.inf)
         similarity[few, 0, stage] = attribution.similarity(own.value[few], new.value, spec.fs)

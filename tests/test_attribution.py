@@ -194,13 +194,12 @@ def test_randomising_weights_changes_the_attribution(fitted):
 
 
 def test_parts_of_every_encoder_are_known():
-    for name in models.registry.OWN:
+    for name in [*models.registry.OWN, "ked", "weimann-jepa-xs"]:
         state = models.load(name).state_dict()
-        assert set(attribution.PARTS[name]) == {key.split(".")[0] for key in state}
-    probe = nn.Module()
-    probe.encoder = nn.Linear(1, 1)
-    with pytest.raises(CureError, match="add them to PARTS"):
-        attribution.randomised(probe, "leadcnn", 0)
+        parts = attribution.parts(name)
+        assert len(set(parts)) == len(parts)
+        assert set(parts) == {key.split(".")[0] for key in state}
+    assert attribution.parts("weimann-jepa-xs")[0] == "norm"
 
 
 # --- scores against the truth ----------------------------------------------------------------------
