@@ -39,7 +39,7 @@ from cure.splits import make_splits
 from cure.tasks import SUPERCLASSES
 
 #: Seconds that one round of one way may take, which decides the number of records.
-SECONDS = 6.0
+SECONDS = 3.0
 
 
 def main() -> None:
