@@ -13,7 +13,6 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from cure import models, paths, plots, resources, tables
 from cure.cohorts.base import Cohort
@@ -21,6 +20,7 @@ from cure.errors import CureError
 from cure.evaluate import compare, evaluate
 from cure.heads import fit_head
 from cure.models import Encoder
+from cure.normalisation import take_statistics
 from cure.paths import atomic
 from cure.plots.training import families as drawn
 from cure.pretrain import Corpus, Job, corpora, run_jobs
@@ -179,7 +179,7 @@ def _probe(
     with alone():
         encoder = models.load(config.encoder, file or "random", config.seeds[0])
         if objective == STATISTICS:
-            take_statistics(encoder, corpus)
+            take_statistics(encoder, corpus.x, corpus.rows)
         x, fits = embeddings(encoder, corpus.x), []
         for task in y.T:
             head = fit_head("logistic", x, task, split)
@@ -193,22 +193,6 @@ def embeddings(encoder: Encoder, x: np.ndarray, batch_size: int = 64) -> np.ndar
     """(n, n_leads, n_samples) model-ready input to the encoder's own embeddings, (n, dim) float32."""
     parts = [encoder.embed(torch.from_numpy(np.array(x[i : i + batch_size]))) for i in range(0, len(x), batch_size)]
     return torch.cat(parts).float().numpy()
-
-
-@torch.no_grad()
-def take_statistics(encoder: Encoder, corpus: Corpus, batch_size: int = 128) -> None:
-    """Replace the running means and variances of batch normalisations by those of the training records, in place."""
-    norms = [layer for layer in encoder.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    momenta = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain average over batches
-    encoder.train()
-    for rows in np.array_split(corpus.rows, -(-len(corpus.rows) // batch_size)):
-        encoder(torch.from_numpy(np.asarray(corpus.x[rows])))
-    encoder.eval()
-    for layer, momentum in zip(norms, momenta, strict=True):
-        layer.momentum = momentum
 
 
 def score_table(cohort: Cohort, compared: Compared) -> pd.DataFrame:

@@ -7,11 +7,13 @@ import pandas as pd
 from cure import catalogue, config, finetune_tables, paths, plots, pointing, scores, tables, topk
 from cure import families as _families
 from cure import structure as _structure
-from cure.embed import FEATURES
+from cure.embed import FEATURES, STATISTICS
 from cure.settings.report import ReportConfig
 from cure.tasks import TITLES
 
 METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC"}
+#: Weights that were never trained.
+UNTRAINED = ("random", STATISTICS)
 
 
 def _table(profile: str, stage: str, name: str) -> pd.DataFrame:
@@ -67,9 +69,13 @@ def headline(report: ReportConfig) -> str:
     features = macro.xs(FEATURES).iloc[0]
     encoder = config.parameters("pretrain", report.profile)["encoder"]
     trained = "; ".join(
-        f"`{weights}` {_number(row)}" for weights, row in macro.loc[encoder].iterrows() if weights != "random"
+        f"`{weights}` {_number(row)}" for weights, row in macro.loc[encoder].iterrows() if weights not in UNTRAINED
     )
-    others = "; ".join(f"{e} {_number(row)}" for (e, weights), row in macro.iterrows() if weights == "random")
+    others = "; ".join(
+        f"{e}{'' if weights == 'random' else ' (statistics)'} {_number(row)}"
+        for (e, weights), row in macro.iterrows()
+        if weights in UNTRAINED
+    )
     tuned = finetune_tables.main_rows(_table(report.profile, "finetune", "finetune"), report.metric)
     tuned = tuned[(tuned["task"] == "macro") & (tuned["strategy"] != "linear")]
     whole = "; ".join(f"{row['label']} {_number(row)}" for _, row in tuned.iterrows())
@@ -86,14 +92,14 @@ def pretraining(report: ReportConfig) -> str:
     """What pre-training adds to a random network of the same architecture, head by head."""
     table = _table(report.profile, "heads", "pretraining")
     lines = [
-        "| encoder | weights | head | five superclasses | all tasks | against untrained |",
-        "|---|---|---|---|---|---|",
+        "| encoder | weights | head | against | five superclasses | all tasks | verdict |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for (encoder, weights, head), rows in table.groupby(["encoder", "weights", "head"], sort=False):
+    for (encoder, weights, head, other), rows in table.groupby(["encoder", "weights", "head", "comparator"], sort=False):
         by_task = rows.set_index("task")
         row = by_task.loc["macro"]
         both = f"{_difference(by_task.loc['macro-super'])} | {_difference(row)}"
-        lines.append(f"| {encoder} | {weights} | {head} | {both} | {_verdict(row)} |")
+        lines.append(f"| {encoder} | {weights} | {head} | {other} | {both} | {_verdict(row)} |")
     curves = _table(report.profile, "pretrain", "pretraining_curves")
     last = (
         curves[curves["epoch"] == curves["epoch"].max()].groupby(["weights", "metric"])[["value", "uninformed"]].mean()
@@ -106,7 +112,8 @@ def pretraining(report: ReportConfig) -> str:
     return (
         "Difference in AUROC to the same architecture with random weights under the same head, mean pooling, averaged "
         "over its initialisations and paired over patients [95 % interval]; the verdict is on all tasks, at p < 0.05 "
-        "after Holm's correction over the whole table. "
+        "after Holm's correction over the whole table. `statistics` are random weights whose normalisations hold the "
+        "means and variances of the training records: what is gained over them was learned. "
         f"What is left of the training losses, relative to a network that has learned nothing: {learned}. "
         + source(report.profile, "heads", "pretraining")
         + "\n\n"

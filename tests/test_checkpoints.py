@@ -8,8 +8,8 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from hub import CHECKPOINT, Settings, Small, saved, state
 from safetensors.torch import load_file, save_file
-from test_weights import CHECKPOINT, Settings, Small, saved, state
 
 from cure import models
 from cure.errors import CureError

@@ -138,7 +138,7 @@ def test_statistics_are_those_of_the_training_records(here):
     (corpus,) = pretrain.corpora(settings(), cohort, splits[:1], [])
     encoder = models.load("small")
     untouched = encoder.state_dict()["filters.weight"].clone()
-    families.take_statistics(encoder, corpus, batch_size=len(corpus.rows))
+    families.take_statistics(encoder, corpus.x, corpus.rows, batch_size=len(corpus.rows))
     before = encoder.filters(torch.from_numpy(np.asarray(corpus.x[corpus.rows]))).abs()
     torch.testing.assert_close(encoder.norm.running_mean, before.mean(dim=(0, 2)))
     torch.testing.assert_close(encoder.norm.running_var, before.var(dim=(0, 2)))
