@@ -69,8 +69,12 @@ def few(names: Iterable[str]) -> str:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, in lower-case hexadecimal."""
+    return _digest(path, "sha256")
+
+
+def _digest(path: Path, kind: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def parse_sums(text: str) -> dict[str, str]:
@@ -122,7 +126,7 @@ def fetch(
     base_url : str
         Address that the relative paths are appended to.
     files : mapping
-        Relative path -> expected SHA-256, or None where none is published.
+        Relative path -> expected SHA-256, or `md5:` and an MD5 (what Zenodo publishes), or None where there is neither.
     folder : Path
         Destination; created when missing.
     workers : int
@@ -186,7 +190,9 @@ def _fetch_one(
     timeout: float,
     stop: Event,
 ) -> None:
-    if target.is_file() and (sha256 is None or sha256_file(target) == sha256.lower()):
+    kind, _, expected = (sha256 or "").lower().rpartition(":")
+    kind = kind or "sha256"
+    if target.is_file() and (sha256 is None or _digest(target, kind) == expected):
         return
     part = target.with_name(target.name + ".part")
     found = ""
@@ -196,8 +202,8 @@ def _fetch_one(
             part.unlink(missing_ok=True)  # nothing would tell a stale beginning from a good one
         for _ in range(2):  # a stale or damaged beginning shows only in the hash: once more, from the start
             _transfer(session, url, part, retries, timeout, stop)
-            found = sha256_file(part)
-            if sha256 is None or found == sha256.lower():
+            found = _digest(part, kind)
+            if sha256 is None or found == expected:
                 part.replace(target)
                 return
             part.unlink()
@@ -205,7 +211,7 @@ def _fetch_one(
         raise CureError(_cannot_write(part, error)) from error
     raise CureError(
         f"{target.name} from {url} is not the published file, twice in a row: "
-        f"expected sha256 {sha256}, received {found}. "
+        f"expected {kind} {expected}, received {found}. "
         "A proxy or a login page may stand between; open the address in a browser, then run this again."
     )
 

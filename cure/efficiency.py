@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cure import embed, finetune, heads, models, paths, predictions
+from cure import embed, finetune, heads, paths, predictions
 from cure.cohorts.base import Cohort
 from cure.config import check, parameters
 from cure.embed import Representation
@@ -186,8 +186,9 @@ class Trained:
 def trained(config: EfficiencyConfig, cohort: Cohort, splits: list[Split], *, n_jobs: int = -1) -> Trained:
     """Fine-tune and train from scratch on every sample, by the recipe of the profile's stage `finetune`.
 
-    A small sample is repeated within an epoch until it gives `least_steps` of the steps of all records, or a tenth of
-    the labels would also mean a tenth of the training. Each training is resumable, see `cure.finetune`.
+    The learning rate is the first that the recipe lists: a search in every sample would double the time. A small sample
+    is repeated within an epoch until it gives `least_steps` of the steps of all records, or a tenth of the labels would
+    also mean a tenth of the training. Each training is resumable, see `cure.finetune`.
     """
     if not config.trained:
         return Trained(pd.DataFrame(), pd.DataFrame())
@@ -219,14 +220,8 @@ def _trainings(
         one = sample(job.split, patients, y, fraction, draw, smallest=smallest, seed=config.seed)
         repeats = max(1, round(config.least_steps * len(job.split.train) / len(one.split.train)))
         split = replace(one.split, train=np.tile(one.split.train, repeats))
-        yield one, _reseeded(replace(job, split=split), draw)
-
-
-def _reseeded(job: finetune.Job, draw: int) -> finetune.Job:
-    """The training of another draw: its order, crops and, from scratch, initial weights are its own."""
-    scratch = job.strategy.name == "scratch"
-    starts = models.load(job.strategy.encoder, seed=draw) if scratch else job.starts
-    return replace(job, seed=draw, starts=starts, recipe=replace(job.recipe, seed=draw))
+        strategy = replace(job.strategy, rates=job.strategy.rates[:1])
+        yield one, finetune.reseeded(replace(job, split=split, strategy=strategy), draw)
 
 
 def _plain(predicted: pd.DataFrame) -> pd.DataFrame:

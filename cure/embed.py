@@ -16,27 +16,34 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from torch import Tensor
 
 from cure import models, paths
 from cure.catalogue import contamination
 from cure.cohorts.base import Cohort
-from cure.config import RepresentationConfig, StageConfig, check, load, parameters
+from cure.cohorts.external import lowest_rates, none, stretches
+from cure.config import RepresentationConfig, StageConfig, check, parameters
 from cure.errors import CureError
 from cure.features import ecg_features
-from cure.models import Encoder, InputSpec, weights
+from cure.models import Encoder, weights
 from cure.models.base import one_thread
+from cure.normalisation import take_statistics
 from cure.paths import atomic
 from cure.settings.embed import EmbedConfig
+from cure.settings.transfer import TransferConfig
 from cure.shards import Arrays, compute_shards, fingerprint
 from cure.splits import Split
 
 FEATURES = "ecg-features"
 #: Published weights.
 HUB = "hub"
+#: Random weights whose batch normalisations hold the means and variances of the training records: nothing was learned.
+STATISTICS = "statistics"
+#: What the catalogue's contamination matrix calls the cohort of each source; any other may be in any corpus.
+_CORPORA = {"ptbxl": "ptb-xl", "code15": "code-15"}
 #: The pooling that is the encoder's own read-out; it differs from the mean where a norm follows.
 OWN = "own"
-MAIN_FEATURES = ("heart_rate_bpm", "rr_cv", "pr_ms", "qrs_ms", "qt_ms", "qrs_axis_deg")
 
 
 @dataclass(frozen=True)
@@ -55,23 +62,26 @@ class Representation:
     @property
     def per_split(self) -> bool:
         """Whether each outer split has weights, and so embeddings, of its own."""
-        return self.weights == "ssl-folds"
+        return self.weights in ("ssl-folds", STATISTICS)
 
 
 def contaminated(one: Representation, config: StageConfig) -> str:
-    """Whether the weights have seen the profile's cohort: what the catalogue says of published ones.
+    """Whether the weights have seen the cohort of a configuration: what the catalogue says of published ones.
 
-    Weights made here have seen no record that they are tested on, random ones and simulated cohorts none at all.
+    Of a cohort that the catalogue does not know: `unknown`. Weights made here have seen no record that they are tested
+    on, random ones and simulated cohorts none at all.
     """
-    corpus = {"ptbxl": "ptb-xl"}.get(load(config.profile).cohort.source)
-    if one.weights != HUB or corpus is None:
+    source = config.cohort.source
+    if one.weights != HUB or source in paths.GENERATED:
         return "no"
-    return contamination(one.encoder, corpus)[0]
+    corpus = _CORPORA.get(source)
+    return "unknown" if corpus is None else contamination(one.encoder, corpus)[0]
 
 
 def representations(config: StageConfig) -> list[Representation]:
     """What a profile extracts: pre-trained weights, all random initialisations, hand-crafted features.
 
+    Random weights come a second time, with the statistics of each split's training records, where the profile says so.
     Published models appear with random weights, their floor, and if the profile says `weights: hub` with their own too.
     A stage that has its own choice (`RepresentationConfig`) uses that.
     """
@@ -81,7 +91,8 @@ def representations(config: StageConfig) -> list[Representation]:
     published = [Representation(name, HUB, 0) for name in chosen.published if chosen.weights == HUB]
     names = [*chosen.encoders, *chosen.published]
     random = [Representation(name, "random", seed) for name in names for seed in chosen.seeds]
-    return [*trained, *published, *random, Representation(FEATURES, "none", 0)]
+    control = [Representation(name, STATISTICS, seed) for name in chosen.statistics for seed in chosen.seeds]
+    return [*trained, *published, *control, *random, Representation(FEATURES, "none", 0)]
 
 
 def study(config: StageConfig) -> EmbedConfig:
@@ -89,8 +100,15 @@ def study(config: StageConfig) -> EmbedConfig:
     return check(EmbedConfig, **parameters("embed", config.profile))
 
 
-def load_encoder(config: StageConfig, one: Representation, split: Split | None = None) -> Encoder:
+def load_encoder(
+    config: StageConfig, one: Representation, split: Split | None = None, cohort: Cohort | None = None
+) -> Encoder:
     """Build an encoder with the weights that may be used in an outer split.
+
+    Parameters
+    ----------
+    cohort : Cohort, optional
+        Only for weights `statistics`, which are taken from the split's training records; opened if it is not given.
 
     Raises
     ------
@@ -99,6 +117,13 @@ def load_encoder(config: StageConfig, one: Representation, split: Split | None =
     """
     if one.weights in ("random", HUB):
         return models.load(one.encoder, one.weights, one.seed)
+    if one.weights == STATISTICS and split is not None:
+        encoder = models.load(one.encoder, seed=one.seed)
+        cohort = cohort or Cohort.open(config.cohort_folder)
+        records = encoder.input_spec.read(cohort, split.train)
+        with one_thread():
+            take_statistics(encoder, records, np.arange(len(records)))
+        return encoder
     return models.load(one.encoder, config.weights_folder / one.folder / f"{_part(one, split)}.safetensors")
 
 
@@ -116,40 +141,70 @@ def embed_all(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.Da
     Returns
     -------
     DataFrame
-        What was extracted: encoder, weights, seed, parameters, dim, poolings, the weights' hash, and how many records
-        were upsampled for it; where each outer split has weights of its own, the hash is the first one's.
+        What was extracted: encoder, weights, seed, parameters, dim, poolings, the weights' hash (of the first outer
+        split where each has its own), and how many records were upsampled, or padded, being shorter than a window.
     """
+    return _embed(config, cohort, splits, config, cohort, representations(config))
+
+
+def embed_external(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame | Markdown:
+    """Embed the profile's second cohort with what stage `transfer` reads: the weights that the study's own was given.
+
+    No weights made here have seen a record of it: where each outer split has its own, each embeds all records.
+
+    Returns
+    -------
+    DataFrame or Markdown
+        As `embed_all`; a sentence where the profile has no second cohort.
+    """
+    external = config.external
+    if external is None:
+        return none(config)
+    chosen = check(TransferConfig, **parameters("transfer", config.profile))
+    once = config.model_copy(update={"poolings": [chosen.pooling]})
+    return _embed(once, cohort, splits, external, Cohort.open(external.cohort_folder), representations(chosen))
+
+
+def _embed(
+    config: EmbedConfig,
+    cohort: Cohort,
+    splits: list[Split],
+    target: EmbedConfig,
+    records: Cohort,
+    wanted: list[Representation],
+) -> pd.DataFrame:
+    """Embed `records` into the folder of `target` with the encoders that `cohort` and its splits lead to."""
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32 on a GPU too
-    models.check([*config.encoders, *config.published])
-    for one in representations(config):
+    models.check([one.encoder for one in wanted if one.encoder != FEATURES])
+    for one in wanted:
         if one.weights == HUB and one.encoder not in weights.present():
             weights.fetch(one.encoder)
+    how = config.model_dump(include={"batch_size", "shard_size", "threads", "device", "dtype"})
+    columns = ["encoder", "weights", "seed", "parameters", "dim", "poolings", "license", "sha256", "n_upsampled"]
     rows = []
-    for one in representations(config):
-        out, scratch = config.embeddings_folder / one.folder, paths.scratch(config.profile, "embed") / one.folder
+    for one in wanted:
+        out, scratch = target.embeddings_folder / one.folder, paths.scratch(config.profile, "embed") / one.folder
         row = {"encoder": one.encoder, "weights": one.weights, "seed": one.seed}
         if one.encoder == FEATURES:
-            features = extract_features(cohort, out, scratch, shard_size=config.shard_size)
+            features = extract_features(records, out, scratch, shard_size=config.shard_size)
             row |= {"parameters": 0, "dim": features.shape[1], "poolings": "none", "license": "MIT", "sha256": ""}
-            row["n_upsampled"] = 0
+            row |= {"n_upsampled": 0, "n_padded": 0}
         else:
-            for split in splits if one.per_split else splits[:1]:
-                encoder = load_encoder(config, one, split)
+            for i, split in enumerate(splits if one.per_split else splits[:1]):
+                encoder = load_encoder(config, one, split, cohort)
                 folder, label = _folder(out, one, split), f"{one.folder} {split.name if one.per_split else ''}".strip()
-                how = config.model_dump(include={"batch_size", "shard_size", "threads", "device", "dtype"})
-                extract(cohort, encoder, list(config.poolings), folder, scratch, label=label, **how)
-            encoder = load_encoder(config, one, splits[0])
-            row |= {"parameters": encoder.n_parameters(), "dim": encoder.dim, "poolings": ", ".join(config.poolings)}
-            row["license"] = encoder.license if one.weights == HUB else "MIT"
-            row["sha256"] = encoder.weights_sha256()[:12]
-            row["n_upsampled"] = n_upsampled(encoder.input_spec, cohort)
-        rows.append({**row, "n": len(cohort), "contaminated": contaminated(one, config)})
-    return pd.DataFrame(rows)
+                sha = extract(records, encoder, list(config.poolings), folder, scratch, label=label, **how)
+                if i == 0:
+                    row |= _about(encoder, records) | {"poolings": ", ".join(config.poolings), "sha256": sha[:12]}
+                    row["license"] = encoder.license if one.weights == HUB else "MIT"
+        rows.append({**row, "n": len(records), "contaminated": contaminated(one, target)})
+    return pd.DataFrame(rows, columns=[*columns, "n_padded", "n", "contaminated"])
 
 
-def n_upsampled(spec: InputSpec, cohort: Cohort) -> int:
-    """How many records are not stored at the rate that an encoder's steps work at, nor above it."""
-    return int((spec.source_rates(cohort, np.arange(len(cohort))) < spec.source_fs).sum())
+def _about(encoder: Encoder, cohort: Cohort) -> dict[str, int]:
+    spec, rows = encoder.input_spec, np.arange(len(cohort))
+    changed = {"n_upsampled": int(spec.upsampled(cohort, rows).sum()), "n_padded": int(spec.padded(cohort, rows).sum())}
+    return {"parameters": encoder.n_parameters(), "dim": encoder.dim, **changed}
 
 
 def read_sha256(config: StageConfig, one: Representation, split: Split | None) -> str:
@@ -175,13 +230,7 @@ def read_split(
 
 
 def pool(tokens: Tensor, pooling: str) -> Tensor:
-    """Reduce (n, t, dim) tokens to (n, dim) by `mean`, `max` or `min` over time, or by taking the `last` token.
-
-    Raises
-    ------
-    CureError
-        For another name.
-    """
+    """Reduce (n, t, dim) tokens to (n, dim) by `mean`, `max` or `min` over time, or by taking the `last` token."""
     match pooling:
         case "mean":
             return tokens.mean(dim=1)
@@ -207,7 +256,7 @@ def extract(
     device: str = "cpu",
     dtype: str = "float32",
     label: str = "",
-) -> None:
+) -> str:
     """Embed every record of a cohort under every pooling, in shards that survive an interruption.
 
     Each window of a record is pooled by itself; the record's embedding is the mean over its windows.
@@ -232,6 +281,11 @@ def extract(
         Of the encoder's matrix products and convolutions; pooling is in float32, and so is what is written.
     label : str
         What the progress bar says.
+
+    Returns
+    -------
+    str
+        SHA-256 of the weights.
 
     Raises
     ------
@@ -276,12 +330,14 @@ def extract(
     about["source_fs"] = encoder.input_spec.source_rates(cohort, np.arange(len(cohort)))
     _write(out, arrays, pd.DataFrame(about))
     shutil.rmtree(scratch)
+    return sha
 
 
 def extract_features(cohort: Cohort, out: Path, scratch: Path, *, shard_size: int = 512) -> pd.DataFrame:
-    """Hand-crafted ECG features of every record at 100 Hz, as a representation of its own (pooling `none`).
+    """Hand-crafted ECG features of every record at its lowest stored rate, as a representation (pooling `none`).
 
-    NaN marks what could not be measured; heads impute it within the training folds. Returns the features by record_id.
+    Only a record's valid samples are measured. NaN marks what could not be measured; heads impute it within the
+    training folds. Returns the features by record_id.
     """
 
     def compute(rows: np.ndarray) -> Arrays:
@@ -290,17 +346,19 @@ def extract_features(cohort: Cohort, out: Path, scratch: Path, *, shard_size: in
     job = scratch / fingerprint("features", cohort.info, shard_size)
     shards = compute_shards(job, len(cohort), shard_size, compute, desc="hand-crafted features")
     features = pd.concat([pd.DataFrame(dict(np.load(shard))) for shard in shards], ignore_index=True)
-    record_id = cohort.records["record_id"]
-    spec = json.dumps({"fs": 100})
-    about = {"record_id": record_id, "weights_sha256": "", "input_spec": spec, "source_fs": 100}
-    manifest = pd.DataFrame(about)
-    _write(out, {"none": features.to_numpy(np.float32)}, manifest, list(features))
+    record_id, spec = cohort.records["record_id"], json.dumps({"fs": cohort.rates[0]})
+    about = {"record_id": record_id, "weights_sha256": "", "input_spec": spec, "source_fs": lowest_rates(cohort)}
+    _write(out, {"none": features.to_numpy(np.float32)}, pd.DataFrame(about), list(features))
     shutil.rmtree(scratch)
     return features.set_index(record_id)
 
 
 def _features(cohort: Cohort, rows: np.ndarray) -> pd.DataFrame:
-    return ecg_features(cohort.signals(rows, 100), 100, n_jobs=joblib.cpu_count())
+    n_jobs = joblib.cpu_count()
+    parts = [
+        ecg_features(signals, fs, n_jobs=n_jobs).set_axis(some, axis=0) for some, signals, fs in stretches(cohort, rows)
+    ]
+    return pd.concat(parts).loc[rows].reset_index(drop=True)
 
 
 def _write(out: Path, arrays: Arrays, manifest: pd.DataFrame, columns: list[str] | None = None) -> None:
@@ -314,11 +372,7 @@ def _write(out: Path, arrays: Arrays, manifest: pd.DataFrame, columns: list[str]
 
 
 def read(folder: Path, pooling: str, cohort: Cohort) -> np.ndarray:
-    """Read one representation, checking that its rows are the cohort's records in the cohort's order.
-
-    Returns
-    -------
-    (n_records, dim) float32 array
+    """Read one representation, (n_records, dim) float32, checked to have the cohort's records in their order.
 
     Raises
     ------
@@ -345,49 +399,3 @@ def read_features(folder: Path, cohort: Cohort) -> pd.DataFrame:
     values = read(folder / FEATURES, "none", cohort)
     columns = json.loads((folder / FEATURES / "columns.json").read_text())
     return pd.DataFrame(values, columns=columns, index=cohort.records["record_id"])
-
-
-def main_features(features: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
-    """Features that have a name in every clinic, beside the labels that are about them; one row per record."""
-    labels = cohort.listed[["SBRAD", "STACH", "1AVB", "CRBBB", "AFIB"]]
-    return features[list(MAIN_FEATURES)].join(labels).reset_index()
-
-
-def measured_share(features: pd.DataFrame) -> pd.DataFrame:
-    """In what share of the records each of the main features could be measured."""
-    count = features[list(MAIN_FEATURES)].notna().sum()
-    share = (count / len(features)).to_numpy()
-    return pd.DataFrame({"feature": count.index, "measured": count.to_numpy(), "share": share, "n": len(features)})
-
-
-def spread(config: EmbedConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
-    """In how many directions the records of a cohort differ, averaged over initialisations and over weights per split.
-
-    The participation ratio of the eigenvalues l of the covariance of standardised embeddings, (sum l)^2 / sum l^2: 1
-    when all records lie on a line, `dim` when they fill the space evenly.
-    """
-    rows = []
-    for one in representations(config):
-        for pooling in ["none"] if one.encoder == FEATURES else config.poolings:
-            for split in splits if one.per_split else splits[:1]:
-                x = read_split(config, one, pooling, cohort, split).astype(np.float64)
-                row = {"encoder": one.encoder, "weights": one.weights, "pooling": pooling, "dim": x.shape[1]}
-                rows.append({**row, "value": _participation(x)})
-    names = ["encoder", "weights", "pooling", "dim"]
-    table = pd.DataFrame(rows).groupby(names, sort=False, as_index=False)["value"].mean()
-    return table.assign(cohort=cohort.name, metric="participation_ratio", n=len(cohort))
-
-
-def _participation(x: np.ndarray) -> float:
-    x = np.where(np.isnan(x), np.nanmedian(x, axis=0), x)
-    x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-12)
-    gram = x.T @ x
-    return float(np.trace(gram) ** 2 / (gram**2).sum())
-
-
-def spread_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Participation ratios with one decimal, encoder by pooling."""
-    wide = table.pivot(index=["encoder", "weights", "dim"], columns="pooling", values="value")[
-        list(table["pooling"].unique())
-    ]
-    return wide.map(lambda value: f"{value:.1f}" if value == value else "").rename_axis(columns=None)

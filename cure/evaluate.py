@@ -94,7 +94,7 @@ def evaluate(
         different records: the message names the method and task.
     """
     rows: list[dict[str, Any]] = []
-    for cohort in _cohorts(predictions, patients):
+    for cohort in aligned(predictions, patients):
         weights = patient_draws(cohort.patient, n_draws, np.random.default_rng(seed))
         for method in progress(cohort.methods, desc=f"bootstrap {cohort.name}".strip(), unit="method"):
             tasks = list(method.tasks)
@@ -158,7 +158,7 @@ def compare(
         With so few draws that no adjusted p-value can fall below 0.05.
     """
     pairs = [({}, comparator)] if isinstance(comparator, Mapping) else list(comparator)
-    plan = [(cohort, cohort.pairs(pairs)) for cohort in _cohorts(predictions, patients)]
+    plan = [(cohort, cohort.pairs(pairs)) for cohort in aligned(predictions, patients)]
     if not any(found for _, found in plan):
         raise ValueError(f"nothing to compare: no method differs from its comparator {comparator}")
     tests = 0
@@ -198,7 +198,7 @@ def compare(
 
 
 def _with_macros(
-    cohort: "_Cohort",
+    cohort: "Aligned",
     tasks: list[str],
     values: Array,
     draws: Array,
@@ -242,7 +242,7 @@ class _Method:
         return [task for task in self.tasks if task in other.tasks]
 
     def results(
-        self, cohort: "_Cohort", tasks: Sequence[str], weights: Array, metrics: Sequence[str]
+        self, cohort: "Aligned", tasks: Sequence[str], weights: Array, metrics: Sequence[str]
     ) -> tuple[Array, Array]:
         """Values (tasks, metrics) and draws (tasks, metrics, n_draws); draws of unsupported tasks stay NaN."""
         n = len(cohort.patient)
@@ -259,7 +259,7 @@ class _Method:
 
 
 @dataclass
-class _Cohort:
+class Aligned:
     """Methods that share test records: one cohort under one protocol."""
 
     name: str
@@ -293,8 +293,8 @@ class _Cohort:
         return sorted(found, key=lambda pair: order[id(pair[1])])
 
 
-def _cohorts(predictions: pd.DataFrame, patients: pd.Series | pd.DataFrame | None) -> list[_Cohort]:
-    """Check a predictions frame and cut it into aligned arrays."""
+def aligned(predictions: pd.DataFrame, patients: pd.Series | pd.DataFrame | None) -> list[Aligned]:
+    """Check a predictions frame and cut it into aligned arrays; parameters and errors as in `evaluate`."""
     frame = predictions.reset_index(drop=True)
     needed = [c for c in PREDICTION if c not in ("split", "patient_id")]
     if missing := [c for c in needed if c not in frame]:
@@ -337,7 +337,7 @@ def _cohorts(predictions: pd.DataFrame, patients: pd.Series | pd.DataFrame | Non
         if np.any(clash := owner[column[rows]] != patient[rows]):
             raise ValueError(f"record_id {ids[record[rows[np.argmax(clash)]]]} belongs to two patients")
         name = names[method[rows[0]]]
-        cohorts.append(_Cohort(_say({c: name[c] for c in within}), owner))
+        cohorts.append(Aligned(_say({c: name[c] for c in within}), owner))
 
     order = np.lexsort((record, task, method))
     cuts = np.flatnonzero((np.diff(method[order]) != 0) | (np.diff(task[order]) != 0)) + 1

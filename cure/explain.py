@@ -88,7 +88,7 @@ class Example:
     """One record to draw: (12, n_samples) input in mV and its attribution in log-odds, at `fs` Hz."""
 
     task: str
-    record_id: int
+    record_id: int | str
     log_odds: float
     mv: np.ndarray
     attribution: np.ndarray
@@ -191,7 +191,7 @@ def _attribute(config: ExplainConfig, cohort: Cohort, y: np.ndarray, split: Spli
     twin = attribution.integrated_gradients(
         fit_probe(config, cohort, untrained(config), y, split), x, config.steps, tolerance=np.inf
     )
-    codes, rr = attribution.beat_segments(cohort.signals(rows, 100), 100, spec.seconds, x.shape[2])
+    codes, rr = attribution.beat_segments(cohort.resampled(rows, 100), 100, spec.seconds, x.shape[2])
     few = np.arange(0, len(rows), EVERY)
     with _INITIALISING:
         others = attribution.randomised(probe, config.encoder, config.seed)
@@ -361,7 +361,7 @@ def examples(config: ExplainConfig, cohort: Cohort, splits: list[Split]) -> Iter
         x = spec.read(cohort, best)
         ig = attribution.integrated_gradients(probe, x, config.steps).value
         order = [spec.leads.index(lead) for lead in LEADS]
-        record_id = int(cohort.records["record_id"].iloc[best[0]])
+        record_id = cohort.records["record_id"].iloc[best[0]]
         yield Example(task, record_id, float(log_odds.max()), x[0, order] * spec.unit_mv, ig[0, order], spec.fs)
 
 

@@ -1,7 +1,5 @@
 """What the report says: prose whose every number is read from a table, and pointers to where each can be found."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from cure import catalogue, config, finetune_tables, paths, plots, pointing, scores, tables, topk
@@ -54,10 +52,22 @@ def _difference(row: pd.Series) -> str:
     return f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
 
 
+def _supers(by_task: pd.DataFrame) -> str:
+    """The difference over the superclasses; a cohort may have none."""
+    return _difference(by_task.loc["macro-super"]) if "macro-super" in by_task.index else "none here"
+
+
 def _verdict(row: pd.Series) -> str:
     """What a paired comparison says after Holm's correction over its table."""
     decided = row["p_holm"] < 0.05
     return ("better" if row["value"] > 0 else "worse") if decided else "not told apart"
+
+
+def titles(report: ReportConfig) -> dict[str, str]:
+    """What each binary task of the cohort means; a cohort of one's own names its tasks itself."""
+    cohort = _table(report.profile, "prepare", "cohort")
+    names = cohort.loc[cohort["variable"] == "prevalence", "task"].unique()
+    return {name: TITLES.get(name, name) for name in names}
 
 
 def headline(report: ReportConfig) -> str:
@@ -95,10 +105,12 @@ def pretraining(report: ReportConfig) -> str:
         "| encoder | weights | head | against | five superclasses | all tasks | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (encoder, weights, head, other), rows in table.groupby(["encoder", "weights", "head", "comparator"], sort=False):
+    for (encoder, weights, head, other), rows in table.groupby(
+        ["encoder", "weights", "head", "comparator"], sort=False
+    ):
         by_task = rows.set_index("task")
         row = by_task.loc["macro"]
-        both = f"{_difference(by_task.loc['macro-super'])} | {_difference(row)}"
+        both = f"{_supers(by_task)} | {_difference(row)}"
         lines.append(f"| {encoder} | {weights} | {head} | {other} | {both} | {_verdict(row)} |")
     curves = _table(report.profile, "pretrain", "pretraining_curves")
     last = (
@@ -147,7 +159,7 @@ def finetuning(report: ReportConfig) -> str:
     for name, rows in table.groupby("comparator", sort=False):
         by_task = rows.set_index("task")
         row = by_task.loc["macro"]
-        lines.append(f"| {name} | {_difference(row)} | {_difference(by_task.loc['macro-super'])} | {_verdict(row)} |")
+        lines.append(f"| {name} | {_difference(row)} | {_supers(by_task)} | {_verdict(row)} |")
     return (
         "Macro AUROC of the fine-tuned encoder minus that of each alternative, paired over patients [95 % interval]; "
         "the verdict is on all tasks, at p < 0.05 after Holm's correction. "
@@ -205,7 +217,8 @@ def main_result(report: ReportConfig) -> str:
     if single.empty:
         return "No task has ten positive and ten negative test records: nothing can be said."
     low, high = single.iloc[0], single.iloc[-1]
-    unsupported = sorted(set(main.loc[~main["supported"], "task"]) | (set(TITLES) - set(main["task"])))
+    asked = set(titles(report))
+    unsupported = sorted(set(main.loc[~main["supported"], "task"]) | (asked - set(main["task"])))
     missing = f" Below ten positive test records, and in no average: {', '.join(unsupported)}." if unsupported else ""
     return (
         f"Macro {METRIC_NAMES[report.metric]} of the hand-crafted features by head: {heads}. Under the logistic head "
@@ -340,61 +353,3 @@ def _count(report: ReportConfig, stage: str) -> str:
 
 def _rotates(report: ReportConfig) -> bool:
     return config.load(report.profile).cohort.split == "rotate"
-
-
-def index(profile: str) -> str:
-    """Every table and figure with its file and its notebook."""
-    rows = ["| what | file | made by |", "|---|---|---|"]
-    for stage in config.STAGES:
-        folder, notebook = paths.stage(profile, stage), notebook_name(stage)
-        for kind, pattern in (("tables", "*.csv"), ("figures", "*.png")):
-            for file in sorted((folder / kind).glob(pattern)):
-                link = f"[`{file.name}`](../../{kind}/{profile}/{file.name})"
-                rows.append(f"| {_caption(file)} | {link} | [{notebook}]({notebook}.ipynb) |")
-    return "\n".join(rows)
-
-
-def _caption(file: Path) -> str:
-    if file.suffix == ".csv":
-        return TABLES.get(file.stem, file.stem)
-    return f"Figure: {plots.caption(file)['caption']}"
-
-
-#: What each table holds, one line each.
-TABLES = {
-    "cohort": "Who is in the cohort, per part: counts, age, sex, prevalence and support",
-    "label_groups": "The six label groups: labels, support, records",
-    "lead_cost": "Arithmetic of one forward pass against the number of leads",
-    "pretraining_curves": "Losses of self-supervised pre-training by epoch",
-    "pretraining_families": "Objectives of pre-training compared: validation and test scores of a linear probe",
-    "pretraining_families_curves": "Losses of the compared objectives by epoch",
-    "weights": "Pre-trained weights: hash and what they have seen",
-    "recognition": "How often two halves of a validation record find each other, trained and untrained",
-    "representations": "Encoders and features that were extracted",
-    "features": "The main hand-crafted features of every record, and the labels they are about",
-    "features_measured": "Share of records in which a feature could be measured",
-    "spread": "Participation ratio of each representation",
-    "heads": "All scores of all heads with intervals and support",
-    "heads_vs_features": "Paired AUROC differences to the hand-crafted features, Holm-adjusted",
-    "pretraining": "Paired AUROC differences of pre-trained weights to untrained ones, Holm-adjusted",
-    "groups": "Scores of the label groups",
-    "null": "AUROC under permuted labels",
-    "finetune": "All scores of all strategies: linear probe, fine-tuning, training from scratch",
-    "finetune_vs_linear": "Paired AUROC differences of fine-tuning to its alternatives, Holm-adjusted",
-    "finetune_sizes": "Parameters, epochs and records seen by each strategy",
-    "finetune_history": "Training and validation loss by epoch",
-    "structure": "Silhouette, neighbour purity and Davies-Bouldin index of every task in every representation",
-    "structure_null": "The same under permuted labels",
-    "cka": "Debiased linear CKA between representations",
-    "maps": "UMAP and t-SNE coordinates of the records drawn",
-    "shap": "Mean |SHAP| of every embedding dimension, per head, task and split",
-    "concentration": "In how many dimensions the importance of a head is concentrated",
-    "topk": "AUROC of heads refitted on the k most important dimensions, and on random ones",
-    "attribution": "What was attributed to leads and time, and how exactly",
-    "attribution_leads": "Lead occlusion and share of attribution per lead",
-    "attribution_segments": "Occlusion of beat segments and share of attribution per segment",
-    "randomisation": "Similarity of attributions after randomising weights",
-    "catalogue": "Open ECG foundation models: architecture, pre-training, adaptation, input, licence, home",
-    "contamination": "What each model's pre-training saw of each evaluation cohort, with the grade of the evidence",
-    "pointing": "Attributions scored against what was planted (simulated records only)",
-}

@@ -1,157 +1,111 @@
-"""Fine-tuning: a head on the frozen encoder, the same encoder trained whole, and training from scratch, on equal terms.
+"""Fine-tuning: heads on the frozen encoder, the same encoder trained in part and whole, and training from scratch.
 
-All strategies see the same splits and the same binary tasks. Networks learn all tasks at once from random crops of 5 s;
-a record's score is the mean over its two halves. The epoch that is kept and the thresholds are chosen on validation
-records; test records are scored once. Each training is a job of its own, resumable, run on one thread, so that its
-result depends neither on the other jobs nor on the number of workers.
+All strategies see the same splits and the same tasks. Networks learn all tasks at once from random crops; a record's
+score is the mean over windows that cover it. Learning rate, the epoch that is kept and the thresholds are chosen on
+validation records; test records are scored once. Each training is a job of its own, resumable, run on one thread, so
+that its result depends neither on the other jobs nor on the number of workers.
 """
 
 import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from cure import embed, heads, models, paths, predictions
+from cure.adapt import WINDOW_S, AttentiveProbe, Classifier, Network, choose, input_file, token_file
+from cure.adapt import fit as fit
 from cure.cohorts.base import Cohort
-from cure.embed import Representation, pool
+from cure.embed import Representation
 from cure.errors import CureError
-from cure.heads import best_threshold
-from cure.models import Encoder, InputSpec
+from cure.models import Encoder
 from cure.paths import atomic
 from cure.progress import progress
-from cure.settings.finetune import FinetuneConfig
+from cure.settings.finetune import FinetuneConfig, Training
 from cure.shards import Arrays, fingerprint
 from cure.splits import Split
 from cure.tasks import Labels
-from cure.training import Recipe, alone, train
+from cure.training import Recipe, alone
 
-#: Length of a training crop and of a scored window, seconds: half a record.
-WINDOW_S = 5.0
+#: Settings of the fine-tuning that was released with CURE-FM for HuBERT-ECG, whose pre-trained weights it never loads.
+RELEASED_RATE, RELEASED_PATIENCE = 1e-7, 4
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to train a network: where its weights start, how tokens are pooled, how fast it learns.
+    """One way to train a network: where its weights start, what is trained, how tokens are pooled, how fast it learns.
 
     Attributes
     ----------
-    name : {"full", "scratch"}
+    name : str
+        `attentive`, `last-1` to `last-k`, `full`, `full+decay`, `scratch` or `released`.
     encoder, weights : str
     pooling : str
-        Poolings of `cure.embed.pool`, joined by `+`: the head reads them side by side.
-    rate : float
-        Peak learning rate of encoder and head.
+        Poolings of `cure.embed.pool`, joined by `+`: the head reads them side by side. `attention` for the probe.
+    rates : tuple of float
+        Peak learning rates to choose from on the validation records.
+    window_s : float
+        Length of a training crop and of a scored window, seconds.
+    decay : float
+        Of the learning rate from stage to stage towards the input.
     """
 
     name: str
     encoder: str
     weights: str
     pooling: str
-    rate: float
+    rates: tuple[float, ...]
+    window_s: float = WINDOW_S
+    decay: float = 1.0
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it starts from pre-trained weights."""
+        return self.weights != "random"
+
+    @property
+    def head(self) -> str:
+        """Name of its head in tables."""
+        return "attentive" if self.name == "attentive" else "linear"
 
 
-def strategies(config: FinetuneConfig) -> list[Strategy]:
-    """Fine-tuning, the same architecture from scratch, and the supervised floor with the read-out of its benchmark."""
-    models.check([config.encoder, config.floor])
-    return [
-        Strategy("full", config.encoder, config.weights, "mean", config.rate),
-        Strategy("scratch", config.encoder, "random", "mean", config.scratch_rate),
-        Strategy("scratch", config.floor, "random", "mean+max", config.scratch_rate),
-    ]
+def strategies(config: FinetuneConfig) -> list[tuple[Strategy, Recipe]]:
+    """Every strategy that trains a network, with its recipe, floors with the read-out of their benchmark last.
 
-
-class Classifier(nn.Module):
-    """An encoder and a linear head with one logit per task. The head starts at zero: every probability at a half."""
-
-    def __init__(self, encoder: Encoder, pooling: str, n_tasks: int):
-        super().__init__()
-        self.encoder = encoder
-        self.poolings = pooling.split("+")
-        self.head = nn.Linear(encoder.dim * len(self.poolings), n_tasks)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, n_leads, n_samples) model-ready input to (n, n_tasks) float32 logits."""
-        tokens = self.encoder(x)
-        read_out = torch.cat([pool(tokens, name) for name in self.poolings], dim=1)
-        # Eight bits of mantissa would make ties of scores that differ.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(read_out.float())
-
-
-def crops(x: np.ndarray, rows: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-    """A random window of each record: (n_records, n_leads, n_samples) and n rows to (n, n_leads, length)."""
-    starts = rng.integers(0, x.shape[-1] - length + 1, len(rows))
-    return np.lib.stride_tricks.sliding_window_view(x, length, axis=-1)[rows, :, starts]
-
-
-@torch.inference_mode()
-def logits(model: nn.Module, x: np.ndarray, rows: np.ndarray, length: int, batch_size: int) -> np.ndarray:
-    """Mean of the logits over the first and the last window of each record, (len(rows), n_tasks) float32."""
-    parts = []
-    for start in range(0, len(rows), batch_size):
-        batch = torch.from_numpy(x[rows[start : start + batch_size]])
-        parts.append((model(batch[..., :length]) + model(batch[..., -length:])) / 2)
-    return torch.cat(parts).float().numpy()
-
-
-def fit(model: Classifier, x: np.ndarray, y: np.ndarray, split: Split, recipe: Recipe, checkpoint: Path) -> Arrays:
-    """Train on the training records of a split, choose on its validation records, score its test records once.
-
-    Parameters
-    ----------
-    model : Classifier
-        Trained in place.
-    x : (n_records, n_leads, n_samples) float32 array
-        Model-ready input; may be memory-mapped.
-    y : (n_records, n_tasks) bool array
-    split : Split
-    recipe : Recipe
-    checkpoint : Path
-        See `cure.training.train`.
-
-    Returns
-    -------
-    dict of arrays
-        `score` (n_test, n_tasks) float32, `threshold` and `setting` (n_tasks,), `epoch`, `loss` and `validation` (one
-        per epoch), `seconds`.
+    `released` is the comparator as CURE-FM's public code runs it, on the encoder of this study: a learning rate of
+    1e-7, and random weights, because the line that would load them is commented out; patience 4, as many epochs as the
+    other strategies at most. There stopping looks at AUROC, here at the loss.
     """
-    spec = model.encoder.input_spec
-    length = round(WINDOW_S * spec.fs)
-    target = torch.from_numpy(y.astype(np.float32))
+    models.check([config.encoder, *config.floors])
+    base = Recipe(config.epochs, config.batch_size, 1.0, config.weight_decay, patience=config.patience)
+    found = []
+    for name in config.strategies:
+        kind = config.kind(name)
+        if name == "released":
+            one = Strategy(name, config.encoder, "random", "mean", (RELEASED_RATE,))
+            found.append((one, replace(base, rate=RELEASED_RATE, patience=RELEASED_PATIENCE)))
+        elif kind is not None:
+            weights = "random" if name == "scratch" else config.weights
+            pooling = "attention" if name == "attentive" else "mean"
+            decay = config.decay if name == "full+decay" else 1.0
+            found.append(_with_recipe(name, config.encoder, weights, pooling, config.training[kind], base, decay))
+    for floor in config.floors:
+        how = config.training.get(floor) or config.training["scratch"]
+        pooling = "mean" if floor == "s4" else "mean+max"
+        found.append(_with_recipe("scratch", floor, "random", pooling, how, base))
+    return found
 
-    def step(rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        return {"loss": bce(model(torch.from_numpy(crops(x, rows, length, rng))), target[rows])}
 
-    def predict(rows: np.ndarray) -> np.ndarray:
-        return logits(model, x, rows, length, recipe.batch_size)
-
-    def validate() -> float:
-        return float(bce(torch.from_numpy(predict(split.val)), target[split.val]))
-
-    desc = f"{type(model.encoder).__name__}, {split.name}"
-    run = train(model, step, split.train, recipe, checkpoint, validate=validate, desc=desc)
-    model.eval()
-    chosen, score = (1 / (1 + np.exp(-predict(rows).astype(np.float64))) for rows in (split.val, split.test))
-    thresholds = [best_threshold(y[split.val, task], chosen[:, task]) for task in range(y.shape[1])]
-    history = {name: run.history[name].to_numpy() for name in ("epoch", "loss", "validation")}
-    kept = np.array([f"epoch={1 + history['validation'].argmin()}"] * y.shape[1])
-    return {
-        "score": score.astype(np.float32),
-        "threshold": np.array(thresholds, np.float32),
-        "setting": kept,
-        "seconds": np.float64(run.seconds),
-        **history,
-    }
+def _with_recipe(
+    name: str, encoder: str, weights: str, pooling: str, how: Training, base: Recipe, decay: float = 1.0
+) -> tuple[Strategy, Recipe]:
+    strategy = Strategy(name, encoder, weights, pooling, tuple(how.rates), how.window_s, decay)
+    return strategy, replace(base, rate=how.rates[0], epochs=how.epochs or base.epochs)
 
 
 @dataclass(frozen=True)
@@ -163,23 +117,31 @@ class Trained:
     predicted : DataFrame
         Test scores in the columns of `cure.predictions`.
     history : DataFrame
-        Tidy, one row per training, epoch and metric: `training` and `validation` loss, in nats per task.
+        Tidy, one row per training, epoch and metric: `training` and `validation` loss, in nats per task, at the
+        learning rate that was chosen.
+    rates : DataFrame
+        One row per training and learning rate: its lowest validation loss, and whether it was chosen.
     sizes : DataFrame
-        Tidy, one row per strategy, split, seed and metric: parameters, trainable parameters, records seen in training,
-        epochs run and the epoch kept.
+        Tidy, one row per strategy, split, seed and metric: parameters, trainable parameters, records seen in training
+        at all learning rates, epochs run and the epoch kept at the one that was chosen.
     seconds : DataFrame
-        Wall seconds of each training. They differ from run to run: nothing that is hashed may hold them.
+        Wall seconds of each training, all learning rates together. They differ from run to run: nothing that is hashed
+        may hold them.
     """
 
     predicted: pd.DataFrame
     history: pd.DataFrame
+    rates: pd.DataFrame
     sizes: pd.DataFrame
     seconds: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a strategy on a split from a seed; `starts` is its encoder before the first step."""
+    """One training: a strategy on a split from a seed; `starts` is its encoder before the first step.
+
+    `split` may hold a part of the training records, or some of them more than once.
+    """
 
     strategy: Strategy
     split: Split
@@ -195,21 +157,38 @@ class Job:
         names = {"strategy": one.name, "encoder": one.encoder, "weights": one.weights}
         return {**names, "split": self.split.name, "seed": self.seed}
 
-    def classifier(self, n_tasks: int) -> Classifier:
+    def classifier(self, n_tasks: int) -> Network:
         """The network before its first step; the job's own encoder stays as it is."""
-        return Classifier(copy.deepcopy(self.starts), self.strategy.pooling, n_tasks)
+        one = self.strategy
+        if one.name == "attentive":
+            return AttentiveProbe(self.starts.dim, n_tasks)
+        model = Classifier(copy.deepcopy(self.starts), one.pooling, n_tasks, one.window_s)
+        if one.name.startswith("last-"):
+            model.train_last(int(one.name.removeprefix("last-")))
+        if one.decay < 1:
+            model.slow_down(one.decay)
+        return model
+
+    def run(self, x: np.ndarray, y: np.ndarray, checkpoint: Path) -> Arrays:
+        """Train with every learning rate of the strategy, keep the best; see `cure.adapt.choose`."""
+        make = partial(self.classifier, y.shape[1])
+        return choose(make, self.strategy.rates, x, y, self.split, self.recipe, checkpoint)
+
+
+def reseeded(job: Job, seed: int) -> Job:
+    """The same training from another seed: order and crops, and the weights where they are random."""
+    starts = job.starts if job.strategy.adapts else models.load(job.strategy.encoder, seed=seed)
+    return replace(job, seed=seed, starts=starts, recipe=replace(job.recipe, seed=seed))
 
 
 def jobs(config: FinetuneConfig, splits: list[Split]) -> list[Job]:
     """Every training of the stage: strategy x split x seed."""
     start = pretrained(config)
     found = []
-    for one, split, seed in product(strategies(config), splits, config.seeds):
-        adapts = one.name == "full"
-        encoder = embed.load_encoder(config, start, split) if adapts else models.load(one.encoder, seed=seed)
-        recipe = Recipe(config.epochs, config.batch_size, one.rate, config.weight_decay)
-        recipe = replace(recipe, patience=config.patience, seed=seed)
-        found.append(Job(one, split, seed, encoder, embed.contaminated(start, config) if adapts else "no", recipe))
+    for (one, recipe), split, seed in product(strategies(config), splits, config.seeds):
+        encoder = embed.load_encoder(config, start, split) if one.adapts else models.load(one.encoder, seed=seed)
+        contaminated = embed.contaminated(start, config) if one.adapts else "no"
+        found.append(Job(one, split, seed, encoder, contaminated, replace(recipe, seed=seed)))
     return found
 
 
@@ -231,7 +210,7 @@ def pretrained(config: FinetuneConfig) -> Representation:
 
 
 def run(config: FinetuneConfig, cohort: Cohort, splits: list[Split], *, n_jobs: int = -1) -> Trained:
-    """Probe, fine-tune and train from scratch on every split, all on the binary tasks that can be fitted.
+    """Probe, fine-tune and train from scratch on every split, all on the same tasks.
 
     An interrupted run goes on: a finished training is a file in the stage's scratch folder, an unfinished one has its
     last whole epoch there. The folder goes when the whole stage has succeeded.
@@ -249,66 +228,88 @@ def run(config: FinetuneConfig, cohort: Cohort, splits: list[Split], *, n_jobs: 
     CureError
         If the profile lacks the pre-trained weights, or training fails.
     """
-    labels = predictions.fittable(cohort.binary(), splits)
+    labels = targets(config, cohort, splits)
     scratch = paths.scratch(config.profile, config.stage)
     found = jobs(config, splits)
-    results = _train_all(found, cohort, labels, scratch, n_jobs)
-    frames, sizes, history, seconds = (
-        [probe(config, cohort, splits, labels)],
-        _probe_sizes(config, splits, labels),
-        [],
-        [],
-    )
+    results = train_all(found, cohort, labels, scratch, n_jobs)
+    probed = "linear" in config.strategies
+    frames = [probe(config, cohort, splits, labels)] if probed else []
+    sizes = _probe_sizes(config, splits, labels) if probed else []
+    history, rates, seconds = [], [], []
     for job, result in zip(found, results, strict=True):
         about = {"cohort": config.cohort.name, **job.about}
-        frames.append(_frame(_key(config, job), result, job.split, labels, cohort))
+        frames.append(frame(key(config, job), result, job.split, labels, cohort))
         history += [{**about, **row} for row in _melted(result)]
-        n, epochs = len(job.split.train) // job.recipe.batch_size * job.recipe.batch_size, len(result["epoch"])
-        count = sum(p.numel() for p in job.classifier(len(labels.names)).parameters())
-        made = {"parameters": count, "trainable": count, "records_seen": n * epochs, "epochs": epochs}
-        made |= {"epoch_kept": 1 + int(result["validation"].argmin())}
-        sizes += [{**about, "metric": name, "value": value} for name, value in made.items()]
+        rates += [{**about, **row} for row in _tried(result)]
+        sizes += [{**about, "metric": name, "value": value} for name, value in _size(job, result, labels).items()]
         seconds.append({**about, "seconds": float(result["seconds"])})
     predicted = pd.concat(frames, ignore_index=True)
     predicted = predicted.astype({name: "category" for name in predicted if predicted[name].dtype == object})
-    return Trained(predicted, pd.DataFrame(history), pd.DataFrame(sizes), pd.DataFrame(seconds))
+    return Trained(predicted, *(pd.DataFrame(rows) for rows in (history, rates, sizes, seconds)))
 
 
-def _train_all(found: list[Job], cohort: Cohort, labels: Labels, scratch: Path, n_jobs: int) -> list[Arrays]:
-    files, work = [], []
+def targets(config: FinetuneConfig, cohort: Cohort, splits: list[Split]) -> Labels:
+    """The tasks of the study: those that have both classes in every training part.
+
+    With `tasks: all`, statements are named `all/<statement>` and only records that list any take part.
+    """
+    if config.tasks == "binary":
+        return predictions.fittable(cohort.binary(), splits)
+    found = predictions.fittable(cohort.group("all"), splits)
+    return replace(found, names=[f"all/{name}" for name in found.names])
+
+
+def whole(labels: Labels, n: int) -> np.ndarray:
+    """Labels of all n records of the cohort, (n, n_tasks) bool; of those that take no part they mean nothing."""
+    y = np.zeros((n, labels.y.shape[1]), bool)
+    y[labels.rows] = labels.y
+    return y
+
+
+def taking_part(split: Split, labels: Labels) -> Split:
+    """The parts of a split without the records that have no labels; rows keep their numbers."""
+    parts = (part[np.isin(part, labels.rows)] for part in (split.train, split.val, split.test))
+    return Split(split.name, *parts)
+
+
+def train_all(found: list[Job], cohort: Cohort, labels: Labels, scratch: Path, n_jobs: int = -1) -> list[Arrays]:
+    """Run trainings, each on one thread, and give what `choose` gives for each, in their order.
+
+    Parameters
+    ----------
+    found : list of Job
+    cohort : Cohort
+    labels : Labels
+        Of the records that take part; others are left out of the jobs' splits.
+    scratch : Path
+        Where finished trainings and unfinished ones' checkpoints stay; the caller removes it when all is safe.
+    n_jobs : int
+        Jobs at a time; -1: one per core. The result does not depend on it.
+    """
+    files, work, y = [], [], whole(labels, len(cohort))
     for job in found:
-        x = _inputs(job.starts.input_spec, cohort, scratch)
+        job = replace(job, split=taking_part(job.split, labels))
+        x = input_file(job.starts.input_spec, cohort, scratch)
         parts = [part.tolist() for part in (job.split.train, job.split.val, job.split.test)]
         made_of = [asdict(job.strategy), asdict(job.recipe), job.starts.weights_sha256(), job.split.name, parts]
         file = scratch / f"{fingerprint(*made_of, labels.names, labels.y.tolist(), x.name)}.npz"
         files.append(file)
         if not file.exists():
-            work.append(joblib.delayed(_compute)(job, x, labels.y, file))
+            work.append(joblib.delayed(_compute)(job, x, y, file))
     done = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(work)
     for _ in progress(done, desc="trainings", total=len(work), unit="training"):
         continue
     return [dict(np.load(file)) for file in files]
 
 
-def _inputs(spec: InputSpec, cohort: Cohort, scratch: Path) -> Path:
-    """Model-ready input of the whole cohort, in a file that all workers map."""
-    file = scratch / f"input-{fingerprint(spec.as_dict(), cohort.info, len(cohort))}.npy"
-    if not file.exists():
-        with atomic(file) as part:
-            shape = (len(cohort), len(spec.leads), round(spec.fs * spec.seconds))
-            x = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-            for rows in np.array_split(np.arange(len(cohort)), -(-len(cohort) // 512)):
-                x[rows] = spec.read(cohort, rows)
-    return file
-
-
 def _compute(job: Job, x: Path, y: np.ndarray, file: Path) -> None:
-    checkpoint = file.with_suffix(".checkpoint")
     with alone():
-        result = fit(job.classifier(y.shape[1]), np.load(x, mmap_mode="r"), y, job.split, job.recipe, checkpoint)
+        x = token_file(job.starts, x) if job.strategy.name == "attentive" else x
+        result = job.run(np.load(x, mmap_mode="r"), y, file)
     with atomic(file) as part, part.open("wb") as stream:
         np.savez(stream, **result)  # type: ignore[arg-type]
-    checkpoint.unlink(missing_ok=True)
+    for checkpoint in file.parent.glob(f"{file.stem}.*.checkpoint"):
+        checkpoint.unlink()
 
 
 def frozen(config: FinetuneConfig) -> list[Representation]:
@@ -324,8 +325,8 @@ def probe(config: FinetuneConfig, cohort: Cohort, splits: list[Split], labels: L
         each = splits if one.per_split else splits[:1]
         arrays = [embed.read_split(config, one, "mean", cohort, split) for split in each]
         x = dict(zip([split.name for split in splits], arrays * (len(splits) // len(each)), strict=True))
-        key = predictions.key(config, one, "mean", "logistic", "linear")
-        found.append(heads.Job(key, x, "logistic", labels.names, labels.y, labels.rows))
+        about = predictions.key(config, one, "mean", "logistic", "linear")
+        found.append(heads.Job(about, x, "logistic", labels.names, labels.y, labels.rows))
     return heads.out_of_fold(found, splits, cohort.records["record_id"].to_numpy())
 
 
@@ -335,25 +336,49 @@ def _probe_sizes(config: FinetuneConfig, splits: list[Split], labels: Labels) ->
     for one, split in product(frozen(config), splits):
         names = {"strategy": "linear", "encoder": one.encoder, "weights": one.weights, "split": split.name}
         made = {"parameters": encoder.n_parameters() + trainable, "trainable": trainable}
-        made["records_seen"] = len(split.train)
+        made["records_seen"] = len(taking_part(split, labels).train)
         about = {"cohort": config.cohort.name, **names, "seed": one.seed}
         rows += [{**about, "metric": name, "value": value} for name, value in made.items()]
     return rows
 
 
-def _key(config: FinetuneConfig, job: Job) -> dict:
+def _size(job: Job, result: Arrays, labels: Labels) -> dict[str, int]:
+    model = job.classifier(len(labels.names))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen_too = job.starts.n_parameters() if job.strategy.name == "attentive" else 0
+    batch, at = job.recipe.batch_size, int(result["chosen"])
+    per_epoch = len(taking_part(job.split, labels).train) // batch * batch
+    return {
+        "parameters": frozen_too + sum(p.numel() for p in model.parameters()),
+        "trainable": trainable,
+        "records_seen": per_epoch * int(result["epochs"].sum()),
+        "epochs": int(result["epochs"][at]),
+        "epoch_kept": int(result["kept"][at]),
+    }
+
+
+def _tried(result: Arrays) -> Iterator[dict]:
+    for i, (rate, value) in enumerate(zip(result["rate"], result["lowest"], strict=True)):
+        about = {"rate": float(rate), "metric": "validation", "value": float(value)}
+        yield {**about, "epoch_kept": int(result["kept"][i]), "chosen": i == result["chosen"]}
+
+
+def key(config: FinetuneConfig, job: Job) -> dict:
+    """Columns that say what a job's predictions are of."""
     one = Representation(job.strategy.encoder, job.strategy.weights, job.seed)
-    key = predictions.key(config, one, job.strategy.pooling, "linear", job.strategy.name)
-    return {**key, "contaminated": job.contaminated}
+    columns = predictions.key(config, one, job.strategy.pooling, job.strategy.head, job.strategy.name)
+    return {**columns, "contaminated": job.contaminated}
 
 
-def _frame(key: dict, result: Arrays, split: Split, labels: Labels, cohort: Cohort) -> pd.DataFrame:
+def frame(key: dict, result: Arrays, split: Split, labels: Labels, cohort: Cohort) -> pd.DataFrame:
+    """Test scores of a job in the columns of `cure.predictions`."""
+    split, y = taking_part(split, labels), whole(labels, len(cohort))
     n, n_tasks = result["score"].shape
     columns = {
         "task": np.repeat(np.array(labels.names, object), n),
         "split": split.name,
         "record_id": np.tile(cohort.records["record_id"].to_numpy()[split.test], n_tasks),
-        "y": labels.y[split.test].T.ravel().astype(np.int8),
+        "y": y[split.test].T.ravel().astype(np.int8),
         "score": result["score"].T.ravel(),
         "threshold": np.repeat(result["threshold"], n),
         "setting": np.repeat(result["setting"].astype(object), n),

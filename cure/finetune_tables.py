@@ -10,17 +10,19 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import psutil
 import torch
 
-from cure import embed, paths, predictions, resources, tables
+from cure import embed, paths, resources, tables
+from cure.adapt import frozen_tokens
 from cure.cohorts.base import Cohort
 from cure.errors import CureError
 from cure.evaluate import compare
-from cure.finetune import Job, Trained, fit, jobs, pretrained
+from cure.finetune import Job, Trained, jobs, pretrained, strategies, taking_part, targets, whole
 from cure.heads import fit_head
 from cure.models import Encoder
 from cure.paths import atomic
@@ -31,14 +33,29 @@ from cure.splits import Split
 
 #: Columns that name a strategy in every table of this stage.
 STRATEGY = ["strategy", "encoder", "weights"]
-_NAMES = {"linear": "linear probe", "full": "fine-tuned", "scratch": "from scratch"}
+Result = TypeVar("Result")
+_NAMES = {
+    "linear": "linear probe",
+    "attentive": "attentive probe",
+    "full": "fine-tuned",
+    "full+decay": "fine-tuned, decay",
+    "scratch": "from scratch",
+    "released": "as released",
+}
 
 
 def with_label(table: pd.DataFrame) -> pd.DataFrame:
     """Add `label`, what readers call a strategy: `linear probe: leadcnn, ssl-folds`."""
-    start = ", " + table["weights"].astype(str)
-    text = table["strategy"].astype(str).map(_NAMES) + ": " + table["encoder"].astype(str)
-    return table.assign(label=text + start.where(table["strategy"] != "scratch", ""))
+    name, weights = table["strategy"].astype(str), table["weights"].astype(str)
+    text = name.map(_said) + ": " + table["encoder"].astype(str)
+    return table.assign(label=text + (", " + weights).where(~name.isin(["scratch", "released"]), ""))
+
+
+def _said(strategy: str) -> str:
+    if strategy.startswith("last-"):
+        k = strategy.removeprefix("last-")
+        return f"last {k} stages tuned" if k != "1" else "last stage tuned"
+    return _NAMES[strategy]
 
 
 def score_table(config: FinetuneConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -47,33 +64,79 @@ def score_table(config: FinetuneConfig, cohort: Cohort, predicted: pd.DataFrame)
 
 
 def against_full(config: FinetuneConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
-    """Paired AUROC differences, fine-tuned minus each alternative, averaged over seeds; Holm over the whole table.
+    """Paired AUROC differences, fine-tuned whole minus each alternative, averaged over seeds; Holm over the table.
 
-    The alternatives are the linear probe of the same weights, the same architecture trained from scratch, and the
-    supervised floor.
+    The alternatives are all other strategies on the same weights, the same architecture trained from scratch, the
+    comparator as it was released, and the supervised floors.
+
+    Raises
+    ------
+    CureError
+        If the profile has no other strategy.
     """
     folded, macros = fold_seeds(predicted.drop(columns=["setting", "contaminated"]))
-    others = {
-        "linear probe": {"strategy": "linear", "head": "logistic"},
-        f"{config.encoder} from scratch": {"strategy": "scratch", "weights": "random"},
-        f"{config.floor} from scratch": {
-            "strategy": "scratch",
-            "encoder": config.floor,
-            "weights": "random",
-            "pooling": "mean+max",
-        },
-    }
+    others = {} if "linear" not in config.strategies else {"linear probe": _method("linear", config)}
+    for one, _ in strategies(config):
+        if one.name != "full":
+            name = f"{one.encoder} from scratch" if one.name == "scratch" else _said(one.name)
+            about = {"encoder": one.encoder, "weights": one.weights, "pooling": one.pooling, "head": one.head}
+            others[name] = {"strategy": one.name, **about}
+    if not others:
+        raise CureError(f"profile {config.profile} has strategy 'full' only: add others to `strategies` or `floors`")
     patients = cohort.records.set_index("record_id")["patient_id"]
     pairs = [({"strategy": "full"}, other) for other in others.values()]
     table = compare(folded, pairs, patients, seed=config.seed, macros=macros, per_task=False)
     said = {", ".join(f"{k}={v}" for k, v in other.items()): name for name, other in others.items()}
     table["comparator"] = table["comparator"].map(said)
+    table["comparator"] = table["comparator"].astype(pd.CategoricalDtype(list(others)))
+    table = table.sort_values("comparator", kind="stable").astype({"comparator": str}).reset_index(drop=True)
     return table.assign(seed=MEAN).drop(columns=["n_pos", "n_pos_patients", "prevalence", "n_tasks"])
+
+
+def _method(strategy: str, config: FinetuneConfig) -> dict[str, str]:
+    about = {"encoder": config.encoder, "weights": config.weights, "pooling": "mean", "head": "logistic"}
+    return {"strategy": strategy, **about}
+
+
+def published_macro(table: pd.DataFrame) -> pd.DataFrame:
+    """AUROC averaged over every statement with a positive test record, supported or not, as the benchmarks do it.
+
+    For profiles with `tasks: all`: published numbers average over all 71 statements of PTB-XL, 13 of which have fewer
+    than ten positive test records on fold 10. It is here to be compared with them and has no interval; the row `macro`
+    of the scores is the average over what is supported.
+
+    Returns
+    -------
+    DataFrame
+        `label, value, n_tasks, supported` (how many of the tasks are).
+    """
+    rows = main_rows(table)
+    rows = rows[rows["task"].str.startswith("all/") & rows["value"].notna()]
+    grouped = rows.groupby("label", sort=False)
+    return grouped.agg(value=("value", "mean"), n_tasks=("task", "size"), supported=("supported", "sum")).reset_index()
+
+
+def rates_view(rates: pd.DataFrame) -> pd.DataFrame:
+    """Lowest validation loss at each learning rate, mean over splits and seeds, and how often the rate was chosen."""
+    named = with_label(rates)
+    grouped = named.groupby(["label", "rate"], sort=False)
+    columns = {"validation loss": ("value", "mean"), "chosen": ("chosen", "sum"), "of": ("chosen", "size")}
+    shown = grouped.agg(**columns)
+    return shown.set_axis(shown.index.set_levels([f"{rate:g}" for rate in shown.index.levels[1]], level=1)).rename_axis(
+        index=[None, "rate"]
+    )
 
 
 def main_rows(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
     """Rows averaged over seeds, of one metric, with their `label`."""
     return with_label(table[(table["seed"].astype(str) == MEAN) & (table["metric"] == metric)])
+
+
+def macro_rows(main: pd.DataFrame) -> pd.DataFrame:
+    """Of `main_rows` the averages over tasks, without probes of other weights than those that were fine-tuned."""
+    tuned = main.loc[main["strategy"] == "full", "weights"].unique()
+    shown = (main["strategy"] != "linear") | main["weights"].isin(tuned)
+    return main[shown & main["task"].isin(MACROS) & main["value"].notna()]
 
 
 def difference_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -83,8 +146,10 @@ def difference_view(table: pd.DataFrame) -> pd.DataFrame:
         for r in table.itertuples()
     ]
     wide = table.assign(text=text).pivot(index="task", columns="comparator", values="text")
-    tasks = [*MACROS, *(task for task in table["task"].unique() if task not in MACROS)]
-    return wide.loc[tasks, list(table["comparator"].unique())].rename_axis(index=None, columns=None)
+    tasks = list(table["task"].unique())
+    first = [name for name in MACROS if name in tasks]
+    wide = wide.loc[first + [task for task in tasks if task not in first], list(table["comparator"].unique())]
+    return wide.rename_axis(index=None, columns=None)
 
 
 def sizes_view(table: pd.DataFrame) -> pd.DataFrame:
@@ -109,23 +174,27 @@ def cost_file(config: FinetuneConfig) -> Path:
 def measure(config: FinetuneConfig, cohort: Cohort, splits: list[Split], trained: Trained) -> None:
     """Write `finetune_cost.csv`: seconds per split and peak memory of each strategy. Nothing of it is ever hashed.
 
-    `seconds` of a training is its wall time on one thread, validation included, with one training per core at a time:
-    the mean over splits and seeds. That of the linear probe is one forward pass over the training and validation
-    records of the first split plus its logistic heads. `peak_mb` is the resident memory, sampled every 2 ms, that a
-    fresh process with data and model loaded needs on top: for a few training steps and scored batches, or the probe.
+    `seconds` of a training is its wall time on one thread, at all its learning rates, validation included, with one
+    training per core at a time: the mean over splits and seeds. That of the linear probe is one forward pass over the
+    training and validation records of the first split plus its logistic heads; the attentive probe's training has
+    such a pass added. `peak_mb` is the resident memory, sampled every 2 ms, that a fresh process with data and model
+    loaded needs on top: for a few training steps and scored batches, or the probe.
     """
-    labels = predictions.fittable(cohort.binary(), splits)
-    start = pretrained(config)
-    work = partial(_probe_once, embed.load_encoder(config, start, splits[0]), cohort, labels.y, splits[0])
-    peak, seconds = _in_fresh_process(work)
-    rows = [{"strategy": "linear", "encoder": start.encoder, "weights": start.weights, "seconds": seconds, "n": 1}]
-    rows[0]["peak_mb"] = peak
+    labels = targets(config, cohort, splits)
+    start, y = pretrained(config), whole(labels, len(cohort))
+    rows, split, forward = [], taking_part(splits[0], labels), 0.0
+    if {"linear", "attentive"} & set(config.strategies):
+        work = partial(_probe_once, embed.load_encoder(config, start, splits[0]), cohort, y, split)
+        peak, (forward, heads) = _in_fresh_process(work)
+        names = {"strategy": "linear", "encoder": start.encoder, "weights": start.weights}
+        if "linear" in config.strategies:
+            rows.append({**names, "seconds": forward + heads, "n": 1, "peak_mb": peak})
     first = {(job.strategy.name, job.strategy.encoder): job for job in reversed(jobs(config, splits[:1]))}
     for job in reversed(first.values()):
         one = job.about
         mine = (trained.seconds[STRATEGY] == pd.Series(one)[STRATEGY]).all(axis=1)
-        mean = trained.seconds.loc[mine, "seconds"].mean()
-        peak, _ = _in_fresh_process(_brief(job, cohort, labels.y))
+        mean = trained.seconds.loc[mine, "seconds"].mean() + (forward if job.strategy.name == "attentive" else 0.0)
+        peak, _ = _in_fresh_process(_brief(replace(job, split=split), cohort, y))
         names = {name: one[name] for name in STRATEGY}
         rows.append({**names, "seconds": mean, "n": int(mine.sum()), "peak_mb": peak})
     machine = resources.machine()
@@ -150,22 +219,28 @@ def cost_table(profile: str) -> pd.DataFrame:
 
 
 def _brief(job: Job, cohort: Cohort, y: np.ndarray) -> Callable[[], float]:
-    """The job with few records and one epoch: its memory does not depend on how many follow."""
+    """The job with few records, one epoch and one learning rate: its memory does not depend on how many follow."""
     few = 2 * job.recipe.batch_size
     parts = [part[:few] for part in (job.split.train, job.split.val, job.split.test)]
     rows = np.concatenate(parts)
     split = Split(job.split.name, *parts).restrict(rows)
-    brief = replace(job, split=split, recipe=replace(job.recipe, epochs=1))
+    strategy = replace(job.strategy, rates=job.strategy.rates[:1])
+    brief = replace(job, strategy=strategy, split=split, recipe=replace(job.recipe, epochs=1))
     return partial(_train_once, brief, job.starts.input_spec.read(cohort, rows), y[rows])
 
 
 def _train_once(job: Job, x: np.ndarray, y: np.ndarray) -> float:
+    if job.strategy.name == "attentive":
+        parts: list[np.ndarray] = []
+        frozen_tokens(job.starts, x, lambda _, found: parts.append(found))
+        x = np.concatenate(parts)
     with tempfile.TemporaryDirectory() as folder:
-        return float(fit(job.classifier(y.shape[1]), x, y, job.split, job.recipe, Path(folder) / "state")["seconds"])
+        return float(job.run(x, y, Path(folder) / "state")["seconds"])
 
 
 @torch.inference_mode()
-def _probe_once(encoder: Encoder, cohort: Cohort, y: np.ndarray, split: Split) -> float:
+def _probe_once(encoder: Encoder, cohort: Cohort, y: np.ndarray, split: Split) -> tuple[float, float]:
+    """Seconds of the forward pass, and of the logistic heads."""
     rows, seconds, parts = np.concatenate([split.train, split.val]), 0.0, []
     for batch in np.array_split(rows, -(-len(rows) // 64)):
         signals = torch.from_numpy(encoder.input_spec.read(cohort, batch))
@@ -175,16 +250,21 @@ def _probe_once(encoder: Encoder, cohort: Cohort, y: np.ndarray, split: Split) -
     x, start = np.concatenate(parts), time.perf_counter()
     for task in y[rows].T:
         fit_head("logistic", x, task, split.restrict(rows))
-    return seconds + time.perf_counter() - start
+    return seconds, time.perf_counter() - start
 
 
-def _in_fresh_process(work: Callable[[], float]) -> tuple[float, float]:
-    """Peak memory above the start, MB, and what `work` returns. A process that has worked before keeps freed memory."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+def _in_fresh_process(work: Callable[[], Result]) -> tuple[float, Result]:
+    """Peak memory above the start, MB, and what `work` returns. A process that has worked before keeps freed memory.
+
+    The process is forked from a server that has imported this module and done nothing else.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_sampled, work).result()
 
 
-def _sampled(work: Callable[[], float]) -> tuple[float, float]:
+def _sampled(work: Callable[[], Result]) -> tuple[float, Result]:
     torch.set_num_threads(1)
     os.environ[TERMINAL] = ""
     process, done = psutil.Process(), threading.Event()

@@ -206,21 +206,21 @@ def principal(z: Array, dim: int = 50) -> Array:
     return PCA(min(dim, *z.shape), svd_solver="full").fit_transform(z).astype(np.float32)
 
 
-def umap_map(z: Array, seed: int) -> Array:
-    """UMAP (McInnes et al. 2018) of `z` (n, dim), (n, 2).
+def umap_map(z: Array, seed: int, k: int = 15, min_dist: float = 0.1) -> Array:
+    """UMAP (McInnes et al. 2018) of `z` (n, dim), (n, 2), with `k` neighbours, at most as many as there are others.
 
     The neighbours are given: they are exact, and compiling UMAP's own search for them costs half of a cold run.
     """
     from sklearn.neighbors import NearestNeighbors
     from umap import UMAP
 
-    k = 15
+    k = min(k, len(z) - 1)
     distance, index = NearestNeighbors(n_neighbors=k).fit(z).kneighbors(z)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]")  # nothing new is placed on the map
         model = UMAP(
             n_neighbors=k,
-            min_dist=0.1,
+            min_dist=min_dist,
             metric="euclidean",
             random_state=seed,
             n_jobs=1,

@@ -1,12 +1,10 @@
 """Heads: light classifiers on frozen representations, fitted, chosen and tested on the parts of a split meant for each.
 
-A head is fitted on the training records, its regularisation, stopping point and decision threshold are chosen on the
-validation records, and the test records are scored once. Regularisation and stopping minimise the validation log loss,
-a proper score defined for any labels; the threshold maximises F1.
+A head is fitted on the training records, its setting, stopping point and decision threshold are chosen on the
+validation records, and the test records are scored once. Setting and stopping minimise the validation log loss, a
+proper score defined for any labels; the threshold maximises F1. What is tried for each head: `cure.estimators`.
 """
 
-import copy
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,23 +12,13 @@ import joblib
 import numpy as np
 import pandas as pd
 import sklearn
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import Ridge
 from sklearn.metrics import precision_recall_curve
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from cure.errors import CureError
+from cure.estimators import HEADS, Candidate, Data, Grid, candidates, log_loss, scaler
 from cure.progress import progress
 from cure.splits import Split
-
-#: Inverse L2 strengths tried for the logistic head.
-LOGISTIC_C = (1e-3, 1e-2, 1e-1, 1.0)
-#: Weight decays tried for the MLP head.
-MLP_ALPHA = (1e-2, 1.0)
-MLP_RATE, MLP_EPOCHS, MLP_PATIENCE = 3e-3, 40, 5
 
 
 @dataclass(frozen=True)
@@ -55,17 +43,13 @@ class Fit:
         return self.estimator.predict_proba(x)[:, 1]  # type: ignore[attr-defined]
 
 
-def scaler() -> Pipeline:
-    """Median imputation (features have gaps; columns of nothing but gaps become 0), then standardisation."""
-    return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
-
-
-def fit_head(name: str, x: np.ndarray, y: np.ndarray, split: Split, seed: int = 0) -> Fit:
+def fit_head(name: str, x: np.ndarray, y: np.ndarray, split: Split, seed: int = 0, grid: Grid = "compact") -> Fit:
     """Fit one head on one task of one split.
 
     Parameters
     ----------
-    name : {"logistic", "mlp", "xgboost"}
+    name : str
+        A key of `cure.estimators.HEADS`.
     x : (n_records, dim) float32 array
         Frozen representation, NaN where a feature could not be measured.
     y : (n_records,) bool array
@@ -73,20 +57,26 @@ def fit_head(name: str, x: np.ndarray, y: np.ndarray, split: Split, seed: int = 
         Only `train` and `val` are looked at.
     seed : int
         Of everything random in the head.
+    grid : {"compact", "paper"}
+        Which settings are tried.
 
     Raises
     ------
     CureError
         For an unknown head, or a training part with one class only.
     """
-    if name not in _FITS:
-        raise CureError(f"unknown head {name!r}: choose from {', '.join(_FITS)}")
+    if name not in HEADS:
+        raise CureError(f"unknown head {name!r}: choose from {', '.join(HEADS)}")
     if y[split.train].all() or not y[split.train].any():
         raise CureError(f"{split.name}: the training records hold one class only; leave this task out")
-    candidates = _FITS[name](x[split.train], y[split.train], x[split.val], y[split.val], seed)
-    best, setting = min(candidates, key=lambda c: _loss(c[0], x[split.val], y[split.val]))
-    val_score = best.predict_proba(x[split.val])[:, 1]
-    return Fit(best, setting, best_threshold(y[split.val], val_score))
+    data = Data(x[split.train], y[split.train], x[split.val], y[split.val])
+    return choose(candidates(name, data, seed, grid), data.x_val, data.y_val)
+
+
+def choose(fitted: Iterable[Candidate], x_val: np.ndarray, y_val: np.ndarray) -> Fit:
+    """Take the candidate with the lowest log loss on the validation records, and its threshold from them."""
+    best, setting = min(fitted, key=lambda one: log_loss(one[0], x_val, y_val))
+    return Fit(best, setting, best_threshold(y_val, best.predict_proba(x_val)[:, 1]))
 
 
 def best_threshold(y: np.ndarray, score: np.ndarray) -> float:
@@ -96,73 +86,6 @@ def best_threshold(y: np.ndarray, score: np.ndarray) -> float:
     precision, recall, threshold = precision_recall_curve(y, score)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return float(threshold[np.argmax(f1[:-1])])
-
-
-def _loss(estimator: object, x: np.ndarray, y: np.ndarray) -> float:
-    p = estimator.predict_proba(x)[:, 1].astype(float).clip(1e-12, 1 - 1e-12)  # type: ignore[attr-defined]
-    return float(-np.log(np.where(y, p, 1 - p)).mean())
-
-
-def _logistic(
-    x: np.ndarray, y: np.ndarray, _x_val: np.ndarray, _y_val: np.ndarray, _seed: int
-) -> Iterable[tuple[Pipeline, str]]:
-    scale = scaler().fit(x)
-    model = LogisticRegression(max_iter=200, warm_start=True)
-    z = scale.transform(x)
-    with warnings.catch_warnings():
-        # The weakest penalty may stop at the iteration limit; validation judges it as it is.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for c in LOGISTIC_C:
-            model.set_params(C=c).fit(z, y)
-            yield make_pipeline(scale, copy.deepcopy(model)), f"C={c:g}"
-
-
-def _mlp(
-    x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, seed: int
-) -> Iterable[tuple[Pipeline, str]]:
-    """One hidden layer of 64, Adam, stopped when the validation loss no longer falls; the best epoch is kept.
-
-    scikit-learn's own early stopping would hold out records at random, patients split in two.
-    """
-    scale = scaler().fit(x)
-    z, z_val = scale.transform(x), scale.transform(x_val)
-    for alpha in MLP_ALPHA:
-        model = MLPClassifier(
-            (64,), alpha=alpha, learning_rate_init=MLP_RATE, batch_size=min(128, len(z)), random_state=seed
-        )
-        best, best_loss, best_epoch = model, np.inf, 0
-        for epoch in range(MLP_EPOCHS):
-            model.partial_fit(z, y, classes=[False, True])
-            loss = _loss(model, z_val, y_val)
-            if loss < best_loss:
-                best, best_loss, best_epoch = copy.deepcopy(model), loss, epoch
-            elif epoch - best_epoch >= MLP_PATIENCE:
-                break
-        yield make_pipeline(scale, best), f"alpha={alpha:g}, epoch={best_epoch + 1}"
-
-
-def _xgboost(
-    x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, seed: int
-) -> Iterable[tuple[object, str]]:
-    """Shallow trees, each of a third of the columns in coarse bins, stopped on validation: cheap on wide embeddings."""
-    from xgboost import XGBClassifier
-
-    model = XGBClassifier(
-        n_estimators=300,
-        max_depth=3,
-        learning_rate=0.1,
-        subsample=0.8,
-        colsample_bytree=0.3,
-        max_bin=64,
-        early_stopping_rounds=15,
-        n_jobs=1,
-        random_state=seed,
-    )
-    model.fit(x, y.astype(int), eval_set=[(x_val, y_val.astype(int))], verbose=False)
-    yield model, f"trees={model.best_iteration + 1}"
-
-
-_FITS = {"logistic": _logistic, "mlp": _mlp, "xgboost": _xgboost}
 
 
 @dataclass(frozen=True)
@@ -181,7 +104,9 @@ class Job:
     rows: np.ndarray
 
 
-def out_of_fold(jobs: list[Job], splits: list[Split], record_id: np.ndarray, *, seed: int = 0) -> pd.DataFrame:
+def out_of_fold(
+    jobs: list[Job], splits: list[Split], record_id: np.ndarray, *, seed: int = 0, grid: Grid = "compact"
+) -> pd.DataFrame:
     """Test-fold scores of every job on every task and split.
 
     Parameters
@@ -192,6 +117,8 @@ def out_of_fold(jobs: list[Job], splits: list[Split], record_id: np.ndarray, *, 
     record_id : (n_records,) array
     seed : int
         Given to every head.
+    grid : {"compact", "paper"}
+        Which settings every head tries.
 
     Returns
     -------
@@ -207,7 +134,7 @@ def out_of_fold(jobs: list[Job], splits: list[Split], record_id: np.ndarray, *, 
             for task in range(len(job.names)):
                 units.append((job, task, split))
                 x = arrays[id(job.x[split.name])]
-                work.append(joblib.delayed(_score)(job.head, x, job.y[:, task], split, seed))
+                work.append(joblib.delayed(_score)(job.head, x, job.y[:, task], split, seed, grid))
     parallel = joblib.Parallel(n_jobs=joblib.cpu_count(), return_as="generator")
     fits = list(progress(parallel(work), desc="heads", total=len(units), unit="fit"))
     frames = []
@@ -228,10 +155,12 @@ def out_of_fold(jobs: list[Job], splits: list[Split], record_id: np.ndarray, *, 
     return table.astype({name: "category" for name in constant if table[name].dtype == object})
 
 
-def _score(head: str, x: np.ndarray, y: np.ndarray, split: Split, seed: int) -> tuple[np.ndarray, float, str]:
+def _score(
+    head: str, x: np.ndarray, y: np.ndarray, split: Split, seed: int, grid: Grid
+) -> tuple[np.ndarray, float, str]:
     # Thousands of small fits on checked input: scikit-learn's own checks would cost as much as the fits.
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
-        fit = fit_head(head, x, y, split, seed)
+        fit = fit_head(head, x, y, split, seed, grid)
         return fit.score(x[split.test]).astype(np.float32), fit.threshold, fit.setting
 
 

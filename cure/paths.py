@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 #: Environment variable of each raw source: the folder of a local copy.
-RAW_VARIABLES = {"ptbxl": "CURE_PTBXL_DIR"}
+RAW_VARIABLES = {"ptbxl": "CURE_PTBXL_DIR", "code15": "CURE_CODE15_DIR", "wfdb": "CURE_WFDB_DIR"}
+#: Sources that are simulated by stage `download`.
+GENERATED = ("synthetic", "synthetic-code15")
 #: Environment variable that names the pipeline stage a kernel runs for; unset in JupyterLab.
 STAGE = "CURE_STAGE"
 
@@ -40,15 +42,16 @@ def raw(source: str, profile: str) -> Path:
 
     Generated sources are kept per profile; a downloaded one is shared by all profiles.
     """
-    if source == "synthetic":
-        return root() / "data" / "raw" / f"synthetic-{profile}"
+    if source in GENERATED:
+        return root() / "data" / "raw" / f"{source}-{profile}"
     named = os.environ.get(RAW_VARIABLES[source])
     return Path(named).expanduser() if named else root() / "data" / "raw" / source
 
 
-def manifest(profile: str) -> Path:
-    """Content manifest of a profile's raw records: the download stage's output."""
-    return root() / "data" / "manifests" / profile / "manifest.csv"
+def manifest(profile: str, external: str | None = None) -> Path:
+    """Content manifest of a profile's raw records, or of its second cohort's: the download stage's output."""
+    name = "manifest.csv" if external is None else f"manifest-{external}.csv"
+    return root() / "data" / "manifests" / profile / name
 
 
 def cohort(profile: str, name: str) -> Path:

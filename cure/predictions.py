@@ -13,7 +13,7 @@ import pandas as pd
 from cure import embed, tasks
 from cure.bootstrap import label_permutations
 from cure.cohorts.base import Cohort
-from cure.config import StageConfig
+from cure.config import HeadName, StageConfig
 from cure.embed import FEATURES, Representation
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES
@@ -24,6 +24,8 @@ from cure.splits import Split
 
 #: Patients that must share a number of records for their labels to be permuted in blocks.
 _MIN_BLOCKS = 10
+#: What pre-training may have seen of the cohort, from nothing to the worst.
+_SEEN = ("no", "unknown", "signals", "signals and labels")
 
 
 def _read(
@@ -61,19 +63,67 @@ def fittable(labels: tasks.Labels, splits: list[Split]) -> tasks.Labels:
 
 
 def binary(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
-    """Scores of the binary tasks: every head on mean pooling and features, the logistic head on every pooling.
+    """Scores of the binary tasks: every head on mean pooling and features, the pooled heads on every pooling.
 
-    A task that lacks a class in a training part cannot be fitted and is left out.
+    Concatenated representations come last, under every head. A task that lacks a class in a training part cannot be
+    fitted and is left out.
     """
     labels = fittable(cohort.binary(), splits)
-    jobs = []
+    everyone = list(dict.fromkeys([*config.heads, *config.pooled_heads]))
+    found: list[tuple[dict, dict[str, np.ndarray], list[HeadName]]] = []
     for one in embed.representations(config):
         poolings = ["mean"] if one.encoder == FEATURES else list(dict.fromkeys(["mean", *config.poolings]))
         for pooling in poolings:
             x = _read(config, cohort, splits, one, pooling)
-            for head in config.heads if pooling == "mean" else [h for h in config.heads if h == "logistic"]:
-                jobs.append(Job(key(config, one, pooling, head), x, head, labels.names, labels.y, labels.rows))
-    return out_of_fold(jobs, splits, cohort.records["record_id"].to_numpy(), seed=config.seed)
+            found.append((key(config, one, pooling, ""), x, everyone if pooling == "mean" else config.pooled_heads))
+    found += [(*each, everyone) for each in _concatenated(config, cohort, splits)]
+    jobs = [
+        Job({**names, "head": head}, x, head, labels.names, labels.y, labels.rows)
+        for names, x, fitted in found
+        for head in fitted
+    ]
+    return out_of_fold(jobs, splits, cohort.records["record_id"].to_numpy(), seed=config.seed, grid=config.grid)
+
+
+def find(config: StageConfig, folder: str) -> Representation:
+    """The representation with this folder name, of all that the profile extracts.
+
+    Raises
+    ------
+    CureError
+        If there is none: lists those that there are.
+    """
+    known = {one.folder: one for one in embed.representations(embed.study(config))}
+    if folder not in known:
+        raise CureError(
+            f"profile '{config.profile}' extracts no representation '{folder}': choose from {', '.join(known)}"
+        )
+    return known[folder]
+
+
+def _concatenated(
+    config: HeadsConfig, cohort: Cohort, splits: list[Split]
+) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
+    """Mean-pooled representations side by side, with the key of their predictions; names are joined by `+`."""
+    seen: dict[tuple, list[str]] = {}
+    for folders in config.concatenate:
+        parts = [find(config, folder) for folder in folders]
+        joined = {name: "+".join(getattr(one, name) for one in parts) for name in ("encoder", "weights")}
+        names = {**key(config, parts[0], "mean", ""), **joined, "pooling": "mean"}
+        clash = seen.setdefault((*joined.values(), parts[0].seed), folders)
+        if clash is not folders:
+            raise CureError(
+                f"section heads, concatenate: {folders} and {clash} would carry the same name ({joined['encoder']}, "
+                f"{joined['weights']}, seed {parts[0].seed}); keep one of them"
+            )
+        names["contaminated"] = max((embed.contaminated(one, config) for one in parts), key=_SEEN.index)
+        each = [_read(config, cohort, splits, one, "mean") for one in parts]
+        if any(one.per_split for one in parts):
+            x = {split.name: np.hstack([arrays[split.name] for arrays in each]) for split in splits}
+        else:
+            # One array for all splits: joblib then shares it between workers.
+            x = dict.fromkeys(each[0], np.hstack([arrays[splits[0].name] for arrays in each]))
+        yield names, x
 
 
 def groups(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
@@ -91,7 +141,7 @@ def groups(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataF
         names = [f"{name}/{label}" for label, keep in zip(labels.names, enough, strict=True) if keep]
         x = _read(config, cohort, splits, one, "mean")
         jobs.append(Job(key(config, one, "mean", "logistic"), x, "logistic", names, labels.y[:, enough], labels.rows))
-    return out_of_fold(jobs, splits, cohort.records["record_id"].to_numpy(), seed=config.seed)
+    return out_of_fold(jobs, splits, cohort.records["record_id"].to_numpy(), seed=config.seed, grid=config.grid)
 
 
 def null_scores(

@@ -122,7 +122,7 @@ def corpora(config: PretrainConfig, cohort: Cohort, splits: list[Split], objecti
     every = np.arange(len(cohort))
     x = _inputs(models.load(config.encoder).input_spec, cohort, paths.scratch(config.profile, "pretrain"))
     measured = any(OBJECTIVES[name].beats for name in objectives)
-    beats = median_beats(cohort.signals(every, 100), 100) if measured else None
+    beats = median_beats(cohort.resampled(every, 100), 100) if measured else None
     patient = pd.factorize(cohort.records["patient_id"])[0]
     sources = [f"{cohort.name}, training part of {split.name}" for split in splits]
     return [Corpus(x, beats, patient, split.train, source) for split, source in zip(splits, sources, strict=True)]

@@ -15,14 +15,13 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
-from cure import config, findings, finetune_tables, paths, plots, resources, tables
+from cure import config, contents, findings, finetune_tables, paths, plots, resources, tables
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES
 from cure.settings.report import ReportConfig
-from cure.tasks import TITLES
 
 _UNITS = {"wall_s": "wall time (s)", "cpu_s": "CPU time (s)", "peak_rss_mb": "peak memory (MB)", "cpu": "processor"}
-_MAIN_FIGURE = ("heads", "heads_auroc")
+_MAIN_FIGURE = ("efficiency", "label_efficiency")
 
 
 def render(profile: str) -> None:
@@ -120,7 +119,7 @@ def _index(report: ReportConfig) -> dict:
         for png in sorted((paths.stage(profile, stage) / "figures").glob("*.png"))
     ]
     files = [
-        {"name": csv.stem, "stage": stage, "about": findings.TABLES.get(csv.stem, ""), "rows": len(pd.read_csv(csv))}
+        {"name": csv.stem, "stage": stage, "about": contents.TABLES.get(csv.stem, ""), "rows": len(pd.read_csv(csv))}
         for stage in config.STAGES
         for csv in sorted((paths.stage(profile, stage) / "tables").glob("*.csv"))
     ]
@@ -143,7 +142,7 @@ def _index(report: ReportConfig) -> dict:
         "groups_table": _html(findings.groups(report).reset_index()),
         "cohort_table": _html(cohort.rename_axis("").reset_index()),
         "metric": findings.METRIC_NAMES[report.metric],
-        "titles": TITLES,
+        "titles": findings.titles(report),
         "n_draws": config.parameters("heads", profile)["n_draws"],
         "min_positives": MIN_POSITIVES,
     }
@@ -163,7 +162,7 @@ def _markdown(text: str, profile: str) -> str:
 def _local(html: str, profile: str) -> str:
     """Point links that lead to published files, or to other notebooks, at their copies beside the page."""
     html = re.sub(rf"\.\./\.\./(tables|figures)/{re.escape(profile)}/", r"\1/", html)
-    return re.sub(r'href="(\d\d_[a-z]+)\.ipynb"', r'href="\1.html"', html)
+    return re.sub(r'href="(\d\d[a-z]?_[a-z]+)\.ipynb"', r'href="\1.html"', html)
 
 
 def _html(table: pd.DataFrame) -> str:

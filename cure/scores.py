@@ -1,5 +1,7 @@
 """Score tables of the heads study: per initialisation and averaged, against a comparator, under permuted labels."""
 
+from collections.abc import Iterable
+from itertools import product
 from math import lcm
 
 import numpy as np
@@ -8,19 +10,29 @@ import pandas as pd
 from cure import predictions
 from cure.bootstrap import null_auroc
 from cure.cohorts.base import Cohort
-from cure.embed import FEATURES, HUB
+from cure.embed import FEATURES, HUB, STATISTICS
 from cure.errors import CureError
 from cure.evaluate import compare, evaluate
 from cure.settings.heads import HeadsConfig
 from cure.splits import Split
 from cure.tables import marks
-from cure.tasks import BINARY, SUPERCLASSES
+from cure.tasks import SUPERCLASSES
 
-#: Averages over tasks, inside each bootstrap draw and over supported tasks only.
-MACROS = {"macro": BINARY, "macro-super": SUPERCLASSES}
+#: Names of averages over tasks, inside each bootstrap draw and over supported tasks only; see `averages`.
+MACROS = ("macro", "macro-super")
 #: What the seed column says on a row that averages over initialisations.
 MEAN = "mean"
 _SEED = "#"
+
+
+def averages(tasks: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Averages over binary tasks and what goes into them: all tasks, and the superclasses where there are two or more.
+
+    A cohort without superclasses has no `macro-super`: an average over NORM alone would only look like one.
+    """
+    names = tuple(str(task) for task in tasks)
+    supers = tuple(name for name in SUPERCLASSES if name in names)
+    return {"macro": names} | ({"macro-super": supers} if len(supers) > 1 else {})
 
 
 def seed_averaged(predicted: pd.DataFrame, cohort: Cohort, n_draws: int, seed: int) -> pd.DataFrame:
@@ -31,7 +43,7 @@ def seed_averaged(predicted: pd.DataFrame, cohort: Cohort, n_draws: int, seed: i
     """
     patients = cohort.records.set_index("record_id")["patient_id"]
     plain = predicted.drop(columns="setting")
-    single = evaluate(plain, patients, macros=MACROS, n_draws=n_draws, seed=seed)
+    single = evaluate(plain, patients, macros=averages(plain["task"].unique()), n_draws=n_draws, seed=seed)
     folded, macros = fold_seeds(plain)
     averaged = evaluate(folded, patients, macros=macros, n_draws=n_draws, seed=seed)
     averaged = averaged[~averaged["task"].str.contains(_SEED)].assign(seed=MEAN)
@@ -65,11 +77,13 @@ def against_features(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFram
     return _said(table, plain).assign(comparator=FEATURES)
 
 
-def against_random(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
+def against_untrained(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -> pd.DataFrame:
     """Paired AUROC differences of pre-trained weights to the same architecture untrained, averaged over its seeds.
 
-    Mean pooling; one comparison per kind of weights, head and task, Holm-adjusted over the table. This is what
-    pre-training adds to a random network; what it adds to measured features stands in `against_features`.
+    Mean pooling; one comparison per kind of weights, head and comparator, Holm-adjusted over the table. Comparators
+    are `random` weights and, where the profile extracts them, `statistics`: random ones with the training records'
+    batch statistics. What is gained over the latter was learned; what it gains itself is normalisation. What
+    pre-training adds to measured features stands in `against_features`.
     """
     kinds = [*config.pretrained, *([HUB] if config.weights == HUB and config.published else [])]
     if not kinds:
@@ -77,10 +91,14 @@ def against_random(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame)
     trained = predicted.loc[predicted["weights"].isin(kinds), "encoder"].unique()
     plain = predicted[predicted["encoder"].isin(trained) & (predicted["pooling"] == "mean")].drop(columns="setting")
     folded, macros = fold_seeds(plain.drop(columns="contaminated"))
-    pairs = [({"weights": name}, {"weights": "random"}) for name in kinds]
+    control = [encoder for encoder in config.statistics if encoder in set(trained)]
+    pairs = [({"weights": name}, {"weights": "random"}) for name in [*kinds, *([STATISTICS] if control else [])]]
+    present = set(zip(plain["encoder"], plain["weights"], strict=True))
+    learned = [(encoder, name) for encoder, name in product(control, kinds) if (encoder, name) in present]
+    pairs += [({"encoder": encoder, "weights": name}, {"weights": STATISTICS}) for encoder, name in learned]
     patients = cohort.records.set_index("record_id")["patient_id"]
     table = compare(folded, pairs, patients, seed=config.seed, macros=macros, per_task=False)
-    return _said(table, plain).assign(comparator="random")
+    return _said(table, plain).assign(comparator=table["comparator"].str.removeprefix("weights="))
 
 
 def _said(table: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -125,11 +143,13 @@ def main_rows(table: pd.DataFrame, metric: str | None = "auroc") -> pd.DataFrame
 
 
 def comparison_view(table: pd.DataFrame) -> pd.DataFrame:
-    """Differences as a paper prints them: `difference [lo, hi]` and Holm's p, encoder and head by task."""
+    """Differences as a paper prints them: `difference [lo, hi]` and Holm's p; method and comparator by task."""
     text = [f"{r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}], p = {r.p_holm:.2g}" for r in table.itertuples()]
-    wide = table.assign(text=text).pivot(index=["encoder", "weights", "head"], columns="task", values="text")
-    tasks = [*MACROS, *(task for task in table["task"].unique() if task not in MACROS)]
-    return wide[tasks].rename_axis(columns=None)
+    method = ["encoder", "weights", "head"] + ["comparator"] * (table["comparator"].nunique() > 1)
+    wide = table.assign(text=text).pivot(index=method, columns="task", values="text")
+    tasks = list(table["task"].unique())
+    first = [name for name in MACROS if name in tasks]
+    return wide[first + [task for task in tasks if task not in first]].rename_axis(columns=None)
 
 
 def with_label(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -182,7 +202,7 @@ def fold_seeds(predicted: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[st
         parts.append(predicted.assign(task=names)[chosen])
     folded = pd.concat(parts, ignore_index=True).drop(columns="seed").astype({"task": "category"})
     tasks = list(predicted["task"].unique())
-    groups = {**{str(task): (task,) for task in tasks}, **MACROS}
+    groups = {**{str(task): (task,) for task in tasks}, **averages(tasks)}
     members = {name: [f"{task}{_SEED}{i}" for task in group for i in range(total)] for name, group in groups.items()}
     return folded, members
 

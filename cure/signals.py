@@ -1,9 +1,7 @@
-"""Signal conditioning in arrays: filters, resampling, windows. Shapes are (n_records, n_leads, n_samples), units mV."""
+"""Signal conditioning in arrays: filters and resampling. Shapes are (n_records, n_leads, n_samples), units mV."""
 
 import numpy as np
 from scipy import signal as sps
-
-from cure.errors import CureError
 
 #: Order of the leads of every array in this project.
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -41,17 +39,3 @@ def resample(x: np.ndarray, fs_from: int, fs_to: int) -> np.ndarray:
     common = int(np.gcd(fs_from, fs_to))
     y = sps.resample_poly(x, fs_to // common, fs_from // common, axis=-1, padtype="line")
     return y.astype(np.float32)
-
-
-def window(x: np.ndarray, fs: int, seconds: float) -> np.ndarray:
-    """First `seconds` of each record.
-
-    Raises
-    ------
-    CureError
-        If the records are shorter.
-    """
-    n = round(fs * seconds)
-    if x.shape[-1] < n:
-        raise CureError(f"records of {x.shape[-1] / fs:g} s are shorter than the {seconds:g} s that the encoder takes")
-    return x[..., :n]

@@ -30,8 +30,9 @@ from cure.geometry import (
 from cure.heads import scaler
 from cure.progress import progress
 from cure.scores import MEAN
-from cure.settings.structure import StructureConfig
+from cure.settings.structure import DrawsConfig, StructureConfig
 from cure.splits import Split
+from cure.tasks import groups
 
 #: The task that tells the superclasses apart, over records that list exactly one.
 SUPERCLASS = "superclass"
@@ -65,10 +66,11 @@ class Grouping:
 
 def single_superclass(cohort: Cohort) -> pd.Series:
     """The superclass of each record that lists exactly one, by record_id; `OTHER` for the rest."""
-    labels = cohort.group("super")
-    alone = labels.y.sum(axis=1) == 1
     name = np.full(len(cohort), OTHER, dtype=object)
-    name[labels.rows[alone]] = np.array(labels.names, dtype=object)[labels.y[alone].argmax(axis=1)]
+    if "super" in groups(cohort.statements):
+        labels = cohort.group("super")
+        alone = labels.y.sum(axis=1) == 1
+        name[labels.rows[alone]] = np.array(labels.names, dtype=object)[labels.y[alone].argmax(axis=1)]
     return pd.Series(name, index=cohort.records["record_id"], name="superclass")
 
 
@@ -112,7 +114,7 @@ class Part:
     chance: dict[str, Array]
 
 
-def make_parts(config: StructureConfig, cohort: Cohort, splits: list[Split], tasks: list[Grouping]) -> list[list[Part]]:
+def make_parts(config: DrawsConfig, cohort: Cohort, splits: list[Split], tasks: list[Grouping]) -> list[list[Part]]:
     """Draws over patients, and labels that change places between patients; per split, one part per set of records."""
     patient_id = cohort.records["patient_id"].to_numpy()
     rng = np.random.default_rng([config.seed, 1])
@@ -171,7 +173,7 @@ def _scaled(config: StructureConfig, cohort: Cohort, one: Representation, split:
     return scaler().fit(x[split.train]).transform(x[rows]).astype(np.float64)
 
 
-def _pooling(config: StructureConfig, one: Representation) -> str:
+def _pooling(config: DrawsConfig, one: Representation) -> str:
     return "none" if one.encoder == FEATURES else config.pooling
 
 
@@ -234,10 +236,10 @@ def _joined(task: Grouping, pieces: list[_Piece]) -> dict[str, Measured]:
     pure, pure_null = means("purity", task.counted)
     chance, chance_null = means("chance", task.counted)
     size = np.stack([piece.weights.sum(axis=1) for piece in pieces])
-    index = _split_mean(np.stack([piece.bouldin for piece in pieces]), size)
+    index = split_mean(np.stack([piece.bouldin for piece in pieces]), size)
     # A resample holds records twice, which lie at distance 0: its index is too low. Its spread is what is wanted.
     index[1:] += index[0] - np.nanmean(index[1:])
-    index_null = _split_mean(np.stack([piece.bouldin_null for piece in pieces]), size[:, :1])
+    index_null = split_mean(np.stack([piece.bouldin_null for piece in pieces]), size[:, :1])
     return {
         "silhouette": Measured(*means("silhouette", tuple(range(codes.max() + 1))), None),
         "knn_purity": Measured(pure, pure_null, float(chance[0])),
@@ -261,7 +263,7 @@ def _class_mean(values: Array, codes: Array, weights: Array, classes: tuple[int,
     return np.mean(means, axis=0)
 
 
-def _split_mean(values: Array, size: Array) -> Array:
+def split_mean(values: Array, size: Array) -> Array:
     """Mean over splits (axis 0) weighted by records, of the splits where the value is defined."""
     size = np.where(np.isfinite(values), size, 0)
     total = size.sum(axis=0)
@@ -271,7 +273,7 @@ def _split_mean(values: Array, size: Array) -> Array:
 # --- tables -------------------------------------------------------------------------------------------
 
 
-def structure_table(config: StructureConfig, cohort: Cohort, splits: list[Split], results: Results) -> pd.DataFrame:
+def structure_table(config: DrawsConfig, cohort: Cohort, splits: list[Split], results: Results) -> pd.DataFrame:
     """One row per representation, task and metric, with 95 % intervals over patients; no interval without support.
 
     Rows with seed `mean` average over initialisations, inside each draw. `chance` is the purity of neighbours drawn
@@ -280,7 +282,7 @@ def structure_table(config: StructureConfig, cohort: Cohort, splits: list[Split]
     """
     about = {task.name: _support(task, cohort, splits) for task in groupings(cohort, splits)}
     rows = []
-    for key, (task, metric), measured in _averaged(config, results):
+    for key, (task, metric), measured in averaged(config, results):
         lo, hi, _ = interval(measured.draws[1:]) if about[task]["supported"] else (np.nan, np.nan, 0)
         number = {"value": measured.draws[0], "lo": lo, "hi": hi}
         chance = measured.null.mean() if measured.chance is None else measured.chance
@@ -290,13 +292,13 @@ def structure_table(config: StructureConfig, cohort: Cohort, splits: list[Split]
     return pd.DataFrame(rows).astype({"n_pos": "Int64"})
 
 
-def null_table(config: StructureConfig, cohort: Cohort, results: Results) -> pd.DataFrame:
+def null_table(config: DrawsConfig, cohort: Cohort, results: Results) -> pd.DataFrame:
     """Every metric under permuted labels: mean, its standard error, spread, and `mean ± 1.96 sd` as `lo` and `hi`.
 
     The mean must be `chance` where that is known without permuting.
     """
     rows = []
-    for key, (task, metric), measured in _averaged(config, results):
+    for key, (task, metric), measured in averaged(config, results):
         mean, sd = measured.null.mean(), measured.null.std(ddof=1)
         spread = {"mean": mean, "se": sd / len(measured.null) ** 0.5, "sd": sd, "lo": mean - 1.96 * sd}
         spread |= {"hi": mean + 1.96 * sd, "chance": measured.chance, "n_permutations": len(measured.null)}
@@ -313,7 +315,7 @@ def _support(task: Grouping, cohort: Cohort, splits: list[Split]) -> dict:
     return {"n": about.n, "n_pos": n_pos, "n_patients": about.n_patients, "supported": about.supported or not binary}
 
 
-def _averaged(config: StructureConfig, results: Results) -> Iterator[tuple[dict, tuple[str, str], Measured]]:
+def averaged(config: DrawsConfig, results: Results) -> Iterator[tuple[dict, tuple[str, str], Measured]]:
     """Every result with the columns that name its representation; then the averages over initialisations."""
     families: dict[tuple[str, str, str], list[dict[tuple[str, str], Measured]]] = {}
     for one, found in results.items():
@@ -395,5 +397,5 @@ def maps(config: StructureConfig, cohort: Cohort, split: Split) -> pd.DataFrame:
             x, y = place(z, config.seed).T.round(3)
             key = {"encoder": one.encoder, "weights": one.weights, "seed": one.seed, "method": method}
             frames.append(about.assign(**key, x=x, y=y))
-    columns = ["record_id", "encoder", "weights", "seed", "method", "x", "y", "superclass"]
-    return pd.concat(frames, ignore_index=True)[columns]
+    order = ["record_id", "encoder", "weights", "seed", "method", "x", "y", "superclass"]
+    return pd.concat(frames, ignore_index=True)[order]

@@ -9,7 +9,7 @@ from cure.cohorts.base import Cohort
 from cure.errors import CureError
 from cure.paths import atomic
 from cure.splits import Split
-from cure.tasks import GROUPS
+from cure.tasks import groups
 
 #: What pre-training saw of the evaluation cohort, and the mark that a score then carries.
 SEEN = {"signals": " †", "signals and labels": " ‡", "unknown": " ?"}
@@ -159,9 +159,9 @@ def manifest_view(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def group_table(cohort: Cohort, min_positives: int = 10) -> pd.DataFrame:
-    """Label groups: how many labels, how many of them with enough positive records, how many records take part."""
+    """Label groups that the cohort has: how many labels, how many with enough positives, how many records take part."""
     rows = []
-    for name in GROUPS:
+    for name in groups(cohort.statements):
         labels = cohort.group(name)
         enough = int((labels.y.sum(axis=0) >= min_positives).sum())
         counts = {"labels": len(labels.names), "labels_supported": enough, "n": len(labels.rows)}

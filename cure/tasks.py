@@ -6,6 +6,8 @@ PTB-XL gives rhythm statements likelihood 0, so that a `> 0` filter would erase 
 Two kinds of task. A **binary task** is one statement or one diagnostic superclass against the rest: a record that does
 not list it is negative, and all records take part. A **label group** is multi-label: only records that list at least
 one statement of the group take part (the convention of the PTB-XL benchmark, Strodthoff et al. 2021).
+
+Which tasks a cohort has, its statement table says: see `offered` and `groups`.
 """
 
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from cure.errors import CureError
 CURE_FM = ("NORM", "1AVB", "CRBBB", "CLBBB", "SBRAD", "STACH", "AFIB")
 #: The diagnostic superclasses of PTB-XL; NORM is also the first of CURE-FM's tasks.
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
+#: The binary tasks of PTB-XL; other cohorts have those of them that they are labelled for, or tasks of their own.
 BINARY = (*CURE_FM, *SUPERCLASSES[1:])
 
 #: What each binary task means, for captions and tables.
@@ -39,6 +42,8 @@ TITLES = {
 
 Group = Literal["all", "diag", "sub", "super", "form", "rhythm"]
 GROUPS: tuple[Group, ...] = ("all", "diag", "sub", "super", "form", "rhythm")
+#: Groups whose labels are classes of statements -> the column of the statement table that names the class.
+_LEVELS = {"sub": "diagnostic_subclass", "super": "diagnostic_class"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,43 @@ def statement_matrix(codes: pd.Series, statements: pd.DataFrame) -> pd.DataFrame
     return listed
 
 
-def binary(listed: pd.DataFrame, statements: pd.DataFrame, tasks: tuple[str, ...] = BINARY) -> Labels:
+def offered(statements: pd.DataFrame) -> tuple[str, ...]:
+    """The binary tasks of a cohort, from its statement table.
+
+    A table with a column `task` names them: the codes where it is true, in the table's order. Otherwise they are those
+    of `BINARY` that the table holds. A superclass beside NORM needs statements of all five: where only some diagnoses
+    were labelled, "any conduction disturbance" would mean something else than in PTB-XL.
+
+    Raises
+    ------
+    CureError
+        If there is none.
+    """
+    if "task" in statements:
+        names = tuple(statements.index[statements["task"].eq(True)])
+    else:
+        whole = set(SUPERCLASSES) <= set(statements.loc[statements["diagnostic"] == 1, "diagnostic_class"])
+        names = tuple(task for task in BINARY if task in statements.index or (whole and task in SUPERCLASSES))
+    if not names:
+        raise CureError(
+            f"this cohort has no binary task: statements.csv marks none in a column `task` and holds none of "
+            f"{', '.join(BINARY)}; run stage prepare again"
+        )
+    return names
+
+
+def titles(statements: pd.DataFrame) -> dict[str, str]:
+    """What each binary task of a cohort means: `TITLES`, else the description in its statement table."""
+    described = statements["description"]
+    return {task: TITLES.get(task) or str(described[task]) for task in offered(statements)}
+
+
+def groups(statements: pd.DataFrame) -> tuple[Group, ...]:
+    """The label groups that a cohort has statements of, in the order of `GROUPS`."""
+    return tuple(name for name in GROUPS if _labels(statements, name))
+
+
+def binary(listed: pd.DataFrame, statements: pd.DataFrame, tasks: tuple[str, ...] | None = None) -> Labels:
     """Labels of the binary tasks; every record takes part.
 
     Parameters
@@ -97,41 +138,58 @@ def binary(listed: pd.DataFrame, statements: pd.DataFrame, tasks: tuple[str, ...
         From `statement_matrix`.
     statements : DataFrame
         The statement table; `diagnostic_class` says which superclass a statement belongs to.
-    tasks : tuple of str
-        Statement codes or superclasses. NORM is both and means the same either way.
+    tasks : tuple of str, optional
+        Statement codes or superclasses; by default what the cohort offers. NORM is both and means the same either way.
+        A statement that has a superclass's name stands for itself.
 
     Raises
     ------
     CureError
         For a task that is neither.
     """
-    unknown = [task for task in tasks if task not in statements.index and task not in SUPERCLASSES]
+    known = offered(statements)
+    names = known if tasks is None else tasks
+    unknown = [task for task in names if task not in statements.index and task not in known]
     if unknown:
-        raise CureError(f"unknown task {unknown[0]!r}: choose from {', '.join(BINARY)} or any SCP statement code")
-    columns = [_any(listed, _members(statements, "super", t) if t in SUPERCLASSES else [t]) for t in tasks]
-    return Labels(list(tasks), np.column_stack(columns), np.arange(len(listed)))
+        raise CureError(f"unknown task {unknown[0]!r}: choose from {', '.join(known)} or any code of statements.csv")
+    columns = [_any(listed, [t] if t in statements.index else _members(statements, "super", t)) for t in names]
+    return Labels(list(names), np.column_stack(columns), np.arange(len(listed)))
 
 
 def group(listed: pd.DataFrame, statements: pd.DataFrame, name: Group) -> Labels:
     """Labels of one label group (71 all, 44 diag, 23 sub, 5 super, 19 form, 12 rhythm in PTB-XL).
 
     Records that list no statement of the group are left out: their absence of labels is not a finding.
+
+    Raises
+    ------
+    CureError
+        If the cohort has no statement of the group, see `groups`.
     """
+    names = _labels(statements, name)
+    if not names:
+        raise CureError(
+            f"this cohort has no label group '{name}': no statement in its statements.csv belongs to it; "
+            f"it has {', '.join(groups(statements))}: correct `groups` in the profile"
+        )
     if name in ("sub", "super"):
-        column = {"sub": "diagnostic_subclass", "super": "diagnostic_class"}[name]
-        names = sorted(statements.loc[statements["diagnostic"] == 1, column].dropna().unique())
         y = np.column_stack([_any(listed, _members(statements, name, label)) for label in names])
     else:
-        flag = {"diag": "diagnostic", "form": "form", "rhythm": "rhythm"}.get(name)
-        names = list(statements.index if flag is None else statements.index[statements[flag] == 1])
         y = listed[names].to_numpy()
     rows = np.flatnonzero(y.any(axis=1))
     return Labels(names, y[rows], rows)
 
 
+def _labels(statements: pd.DataFrame, name: Group) -> list[str]:
+    """The labels of a group: statements, or the classes or subclasses of diagnostic ones."""
+    if name in _LEVELS:
+        return sorted(statements.loc[statements["diagnostic"] == 1, _LEVELS[name]].dropna().unique())
+    flag = {"diag": "diagnostic", "form": "form", "rhythm": "rhythm"}.get(name)
+    return list(statements.index if flag is None else statements.index[statements[flag] == 1])
+
+
 def _members(statements: pd.DataFrame, level: str, label: str) -> list[str]:
-    column = {"sub": "diagnostic_subclass", "super": "diagnostic_class"}[level]
-    return list(statements.index[(statements["diagnostic"] == 1) & (statements[column] == label)])
+    return list(statements.index[(statements["diagnostic"] == 1) & (statements[_LEVELS[level]] == label)])
 
 
 def _any(listed: pd.DataFrame, codes: list[str]) -> np.ndarray:

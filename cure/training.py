@@ -8,7 +8,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,7 @@ def train(
     *,
     validate: Callable[[], float] | None = None,
     after_step: Callable[[], None] | None = None,
+    scales: Mapping[str, float] | None = None,
     desc: str = "training",
 ) -> Run:
     """Train in place; with `validate`, the weights of the epoch with the lowest validation loss are what remains.
@@ -99,6 +100,8 @@ def train(
         Validation loss, lower is better; called in evaluation mode without gradients.
     after_step : callable, optional
         Called after each step of the optimiser. What it changes must be in the model's state to survive a resume.
+    scales : mapping of str to float, optional
+        Share of the recipe's rate that parameters of these names learn with; all others learn with the whole.
     desc : str
         What the progress bar says.
 
@@ -110,7 +113,7 @@ def train(
     n_batches = len(rows) // recipe.batch_size
     if not n_batches:
         raise CureError(f"{desc}: {len(rows)} training records are fewer than a batch of {recipe.batch_size}")
-    optimizer = _optimizer(model, recipe)
+    optimizer = _optimizer(model, recipe, scales or {})
     state = _resume(checkpoint, model, optimizer)
     history, best, seconds, core_seconds = (state[name] for name in ("history", "best", "seconds", "core_seconds"))
     total = recipe.epochs * n_batches
@@ -124,7 +127,9 @@ def train(
         with seeded(int(rng.integers(2**31))):
             for i, batch in enumerate(np.split(rng.permutation(rows)[: n_batches * recipe.batch_size], n_batches)):
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate * _schedule((epoch * n_batches + i + 1) / total, recipe.warmup)
+                    group["lr"] = (
+                        group["scale"] * recipe.rate * _schedule((epoch * n_batches + i + 1) / total, recipe.warmup)
+                    )
                 with torch.autocast("cpu", torch.bfloat16):
                     losses = step(batch, rng)
                 if not torch.isfinite(losses["loss"]):
@@ -137,7 +142,7 @@ def train(
                     after_step()
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + float(value.detach()) / n_batches
-        row = {"epoch": epoch + 1, **sums, "rate": optimizer.param_groups[0]["lr"]}
+        row = {"epoch": epoch + 1, **sums, "rate": max(group["lr"] for group in optimizer.param_groups)}
         if validate is not None:
             model.eval()
             with torch.inference_mode():
@@ -155,12 +160,15 @@ def train(
     return Run(pd.DataFrame(history), seconds, core_seconds)
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _optimizer(model: nn.Module, recipe: Recipe, scales: Mapping[str, float]) -> torch.optim.AdamW:
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = []
+    for scale in sorted({scales.get(name, 1.0) for name in trained}):
+        mine = [p for name, p in trained.items() if scales.get(name, 1.0) == scale]
+        groups += [
+            {"params": [p for p in mine if p.ndim > 1], "weight_decay": recipe.weight_decay, "scale": scale},
+            {"params": [p for p in mine if p.ndim <= 1], "weight_decay": 0.0, "scale": scale},
+        ]
     return torch.optim.AdamW(groups, lr=recipe.rate)
 
 

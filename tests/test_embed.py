@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,12 +8,17 @@ import yaml
 from conftest import TINY
 
 from cure import embed, models
+from cure.cohorts import acquire, external, pack
+from cure.cohorts.base import Cohort
 from cure.config import check
 from cure.embed import Representation
 from cure.errors import CureError
 from cure.models import InputSpec
 from cure.models.steps import Resample
+from cure.settings.download import DownloadConfig
 from cure.settings.embed import EmbedConfig
+from cure.settings.prepare import PrepareConfig
+from cure.splits import make_splits
 
 
 def test_poolings_are_what_they_are_called():
@@ -142,8 +149,9 @@ def test_bfloat16_is_used_where_asked_for_and_pooling_stays_in_float32(cohort, t
 
 
 def test_upsampled_records_are_counted(cohort):
-    assert embed.n_upsampled(models.load("ked").input_spec, cohort) == 0
-    assert embed.n_upsampled(models.load("clef-small").input_spec, cohort) == 160 - 20
+    every = np.arange(len(cohort))
+    assert not models.load("ked").input_spec.upsampled(cohort, every).any()
+    assert models.load("clef-small").input_spec.upsampled(cohort, every).sum() == 160 - 20
 
 
 def test_what_published_weights_have_seen_comes_from_the_catalogue(project):
@@ -156,3 +164,64 @@ def test_what_published_weights_have_seen_comes_from_the_catalogue(project):
     assert seen[("ecg-fm", "random")] == seen[("leadcnn", "random")] == "no"
     simulated = check(EmbedConfig, profile="tiny", **chosen)
     assert embed.contaminated(Representation("ecg-fm", "hub", 0), simulated) == "no"
+
+
+@pytest.fixture
+def study_and_second(project, cohort, monkeypatch):
+    """Profile `two`: the study's store is that of `cohort`, the second one is simulated in CODE-15's layout."""
+    second = {"name": "second", "title": "60 exams", "source": "synthetic-code15", "split": "rotate"}
+    second |= {"download": {"n_records": 60, "seed": 5}, "prepare": {"max_excluded": 0.2}}
+    transfer = {"encoders": ["leadcnn"], "statistics": ["leadcnn"], "seeds": [0]}
+    profile = {**TINY, "external": second, "transfer": transfer}
+    (project / "profiles" / "two.yaml").write_text(yaml.safe_dump(profile))
+    shutil.copytree(cohort.folder, project / "data/cohorts/two/tiny")
+    monkeypatch.setenv("CURE_STAGE", "download")
+    external.also(acquire.acquire, check(DownloadConfig, profile="two", n_records=320))
+    monkeypatch.setenv("CURE_STAGE", "prepare")
+    external.also(pack.prepare, check(PrepareConfig, profile="two"))
+    monkeypatch.setenv("CURE_STAGE", "embed")
+    chosen = {"encoders": ["leadcnn"], "statistics": ["leadcnn"], "seeds": [0], "poolings": ["mean"]}
+    config = check(EmbedConfig, profile="two", **chosen)
+    return config, Cohort.open(config.cohort_folder), Cohort.open(config.external.cohort_folder)
+
+
+def test_the_second_cohort_is_embedded_with_the_studys_weights(study_and_second, monkeypatch):
+    config, cohort, second = study_and_second
+    splits = make_splits(cohort.records, "rotate")
+    loaded, hashed = [], []
+    load, sha = models.load, models.Encoder.weights_sha256
+    monkeypatch.setattr(models, "load", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    monkeypatch.setattr(models.Encoder, "weights_sha256", lambda self: hashed.append(self) or sha(self))
+    made = embed.embed_external(config, cohort, splits)
+    assert len(loaded) == len(hashed) == 1 + len(splits), "each encoder once: random, and one per split"
+    assert list(made["weights"]) == ["statistics", "random", "none"]
+    assert set(made["n"]) == {len(second)}
+    short = int((second.records["n_valid"] < 4000).sum())
+    assert list(made["n_padded"]) == [short, short, 0]
+    assert short > 5
+    one = Representation("leadcnn", "statistics", 0)
+    for split in splits[:2]:
+        encoder = embed.load_encoder(config, one, split, cohort)
+        assert embed.read_sha256(config.external, one, split) == sha(encoder), "statistics are of the study's records"
+        x = torch.from_numpy(encoder.input_spec.windows(second, np.array([4])))
+        with torch.inference_mode():
+            plain = encoder(x[0]).mean(dim=(0, 1))
+        found = embed.read_split(config.external, one, "mean", second, split)[4]
+        np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5)
+    assert made["sha256"].iloc[0] == embed.read_sha256(config.external, one, splits[0])[:12]
+    assert not (config.embeddings_folder / one.folder).exists(), "the study's own is another call's"
+
+
+def test_a_profile_with_one_cohort_embeds_nothing_else(project, cohort):
+    (project / "profiles" / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "external": None}))
+    config = check(EmbedConfig, profile="tiny", encoders=["leadcnn"], seeds=[0], poolings=["mean"])
+    assert "has no second cohort" in embed.embed_external(config, cohort, []).data
+
+
+def test_of_an_unknown_cohort_nothing_is_known(project):
+    (project / "profiles" / "own.yaml").write_text(
+        yaml.safe_dump({**TINY, "cohort": {**TINY["cohort"], "source": "wfdb"}})
+    )
+    config = check(EmbedConfig, profile="own", encoders=["leadcnn"], seeds=[0], poolings=["mean"])
+    assert embed.contaminated(Representation("ecg-fm", "hub", 0), config) == "unknown"
+    assert embed.contaminated(Representation("ecg-fm", "random", 0), config) == "no"

@@ -1,63 +1,46 @@
 import shutil
 from dataclasses import replace
 from functools import partial
-from itertools import combinations
 
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
+from safetensors.torch import load_file, save_file
+from small import Small, small
 
-from cure import embed, finetune, finetune_tables, heads, models, paths, tables
+from cure import adapt, embed, finetune, finetune_tables, heads, models, paths, tables
+from cure.config import check
 from cure.embed import Representation
 from cure.errors import CureError
-from cure.finetune import Classifier, crops, fit, logits
-from cure.models import Encoder, InputSpec, registry
-from cure.models.base import seeded
+from cure.finetune import fit
+from cure.models import registry
 from cure.plots.training import loss_curves
 from cure.settings.finetune import FinetuneConfig
 from cure.splits import Split, make_splits
-from cure.training import Recipe
 
 SETTINGS = {
     "encoder": "small",
     "weights": "ssl-folds",
-    "floor": "floor",
+    "strategies": ["linear", "attentive", "last-1", "full", "full+decay", "scratch", "released"],
+    "floors": ["floor"],
+    "training": {
+        "attentive": {"rates": [1e-2]},
+        "tuned": {"rates": [1e-3, 1e-5]},
+        "scratch": {"rates": [2e-3]},
+        "floor": {"rates": [3e-3], "window_s": 2.5, "epochs": 1},
+    },
     "seeds": [0],
     "epochs": 2,
     "patience": 2,
     "batch_size": 32,
-    "rate": 1e-3,
-    "scratch_rate": 2e-3,
     "weight_decay": 0.02,
     "n_draws": 100,
 }
+LOAD_ENCODER = embed.load_encoder
 PRETRAINED = Representation("small", "ssl-folds", 0)
 RANDOM = [Representation("small", "random", seed) for seed in (0, 1)]
-
-
-class Small(Encoder):
-    """An encoder that trains in no time."""
-
-    input_spec = InputSpec(fs=100, seconds=10)
-    dim = 16
-
-    def __init__(self):
-        super().__init__()
-        self.filters = nn.Conv1d(12, self.dim, 9, stride=5)
-        self.norm = nn.BatchNorm1d(self.dim)
-
-    def forward(self, x):
-        return self.norm(self.filters(x).abs()).transpose(1, 2)
-
-
-def small() -> Small:
-    with seeded(0):
-        return Small().eval()
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +65,7 @@ def study(cohort, tmp_path, monkeypatch):
     # Probes in this process: starting workers takes longer than the fits.
     monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
     splits = make_splits(cohort.records, "rotate")
-    return FinetuneConfig(profile="demo", **SETTINGS), cohort, splits
+    return check(FinetuneConfig, profile="demo", **SETTINGS), cohort, splits
 
 
 def _number(split: Split) -> int:
@@ -104,169 +87,98 @@ def trained(cohort, tmp_path_factory):
         return finetune.run(config, cohort, splits[:2], n_jobs=1)
 
 
-class Mean(nn.Module):
-    """The mean of each lead as logits: linear in time, so that windows can be checked by hand."""
-
-    def forward(self, x):
-        return x.mean(dim=-1)
-
-
-# --- the supervised floor ----------------------------------------------------------------------------------
-
-
-def test_the_floor_has_the_published_shape():
-    encoder = models.load("resnet1d_wang")
-    width, stem = 128, 12 * 128 * 7 + 2 * 128
-    block = width * width * (5 + 3) + 4 * width
-    shortcut = width * width + 2 * width
-    assert encoder.n_parameters() == stem + 3 * block + 2 * shortcut
-    with torch.inference_mode():
-        assert encoder(torch.zeros(2, 12, 1000)).shape == (2, 250, 128)
-        assert encoder(torch.zeros(2, 12, 500)).shape == (2, 125, 128)
-        assert encoder.stem(torch.zeros(1, 12, 500)).shape[-1] == 500
-    kernels = [layer.kernel_size[0] for layer in encoder.modules() if isinstance(layer, nn.Conv1d)]
-    assert kernels == [7, 5, 3, 5, 3, 1, 5, 3, 1]
-    assert not any(isinstance(layer, nn.MaxPool1d) for layer in encoder.modules())
-    for one, two in combinations([block.residual[0].weight for block in encoder.blocks], 2):
-        assert not torch.equal(one, two)
-
-
-# --- crops and windows -------------------------------------------------------------------------------------
-
-
-@given(n=st.integers(1, 20), length=st.integers(1, 30), seed=st.integers(0, 2**32 - 1))
-def test_crops_are_contiguous_windows_of_their_own_record_alike_in_all_leads(n, length, seed):
-    rng = np.random.default_rng(seed)
-    x = np.arange(8 * 3 * 30, dtype=np.float32).reshape(8, 3, 30)
-    rows = rng.integers(0, 8, n)
-    found = crops(x, rows, length, rng)
-    assert found.shape == (n, 3, length)
-    starts = (found[:, 0, 0] - 90 * rows).astype(int)
-    assert ((starts >= 0) & (starts <= 30 - length)).all()
-    for window, row, start in zip(found, rows, starts, strict=True):
-        np.testing.assert_array_equal(window, x[row, :, start : start + length])
-
-
-def test_crops_reach_every_start_of_a_record():
-    x = np.arange(10, dtype=np.float32).reshape(1, 1, 10)
-    found = crops(x, np.zeros(400, int), 7, np.random.default_rng(0))
-    assert set(found[:, 0, 0]) == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("batch_size", (1, 4, 64))
-def test_a_score_is_the_mean_over_the_first_and_the_last_window(batch_size):
-    x = np.random.default_rng(0).normal(size=(9, 4, 100)).astype(np.float32)
-    rows = np.array([8, 2, 2, 5, 0])
-    halves = logits(Mean(), x, rows, 50, batch_size)
-    np.testing.assert_allclose(halves, x[rows].mean(axis=-1), atol=1e-6)
-    ends = logits(Mean(), x, rows, 30, batch_size)
-    by_hand = (x[rows, :, :30].mean(axis=-1) + x[rows, :, 70:].mean(axis=-1)) / 2
-    np.testing.assert_allclose(ends, by_hand, atol=1e-6)
-
-
-# --- one training ------------------------------------------------------------------------------------------
-
-
-def _problem(n=64, n_tasks=3):
-    """Noise whose amplitude in one lead tells each label: easy to learn, and easy to contradict."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(n, 12, 1000)).astype(np.float32)
-    y = rng.random((n, n_tasks)) < 0.5
-    x[:, :n_tasks] *= np.where(y, 3, 0.3)[:, :, None]
-    return x, y
-
-
-def test_a_head_starts_at_zero_and_reads_poolings_side_by_side():
-    encoder = small()
-    model = Classifier(encoder, "mean+max", 11)
-    x = torch.randn(4, 12, 500)
-    assert model.head.in_features == 32
-    assert not model(x).any()
-    with torch.no_grad():
-        model.head.weight[0, 0], model.head.weight[1, 16] = 1, 1
-        tokens = encoder(x)
-        np.testing.assert_allclose(model(x)[:, 0], tokens.mean(dim=1)[:, 0], rtol=1e-5)
-        np.testing.assert_allclose(model(x)[:, 1], tokens.amax(dim=1)[:, 0], rtol=1e-5)
-    with pytest.raises(CureError, match="unknown pooling 'median'"):
-        Classifier(encoder, "median", 11)(x)
-
-
-def test_logits_are_float32_under_autocast():
-    model = Classifier(small(), "mean", 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert model(torch.randn(2, 12, 500)).dtype == torch.float32
-
-
-def test_training_learns_what_can_be_learned_and_scores_are_probabilities(tmp_path):
-    x, y = _problem()
-    rows = np.arange(64)
-    split = Split("s", rows[:32], rows[32:48], rows[48:])
-    model = Classifier(small(), "mean", 3)
-    result = fit(model, x, y, split, Recipe(30, 16, 3e-2), tmp_path / "state")
-    assert result["loss"][-1] < 0.5 * result["loss"][0]
-    assert result["score"].shape == (16, 3)
-    assert ((result["score"] > 0) & (result["score"] < 1)).all()
-    planted = y[split.test, 0]
-    assert result["score"][planted, 0].min() > result["score"][~planted, 0].max()
-    by_hand = torch.from_numpy(logits(model, x, split.test, 500, 16)).sigmoid()
-    np.testing.assert_allclose(result["score"], by_hand, rtol=1e-5)
-
-
-def test_stopping_keeps_the_epoch_with_the_lowest_validation_loss(tmp_path):
-    # Validation contradicts training: each epoch makes it worse.
-    x, y = _problem()
-    split = Split("s", np.arange(32), np.arange(32, 48), np.arange(48, 64))
-    y[split.val] = ~y[split.val]
-    model = Classifier(small(), "mean", 3)
-    result = fit(model, x, y, split, Recipe(30, 16, 3e-2, patience=2), tmp_path / "state")
-    best = result["validation"].argmin()
-    assert len(result["epoch"]) == best + 1 + 2 < 30
-    assert set(result["setting"]) == {f"epoch={best + 1}"}
-    kept = torch.from_numpy(logits(model, x, split.val, 500, 16))
-    loss = nn.functional.binary_cross_entropy_with_logits(kept, torch.from_numpy(y[split.val].astype(np.float32)))
-    assert float(loss) == pytest.approx(result["validation"].min(), rel=1e-6)
-
-
-def test_test_records_have_no_influence_on_training_and_thresholds(tmp_path):
-    x, y = _problem()
-    split = Split("s", np.arange(32), np.arange(32, 48), np.arange(48, 64))
-    recipe = Recipe(2, 16, 1e-3)
-    before = fit(Classifier(small(), "mean", 3), x, y, split, recipe, tmp_path / "one")
-    x[split.test], y[split.test] = 0, ~y[split.test]
-    after = fit(Classifier(small(), "mean", 3), x, y, split, recipe, tmp_path / "two")
-    for name in ("threshold", "loss", "validation"):
-        np.testing.assert_array_equal(before[name], after[name])
-    assert not np.array_equal(before["score"], after["score"])
-
-
-def test_too_few_records_for_a_batch_are_an_error(tmp_path):
-    x, y = _problem(n=20)
-    split = Split("s", np.arange(10), np.arange(10, 15), np.arange(15, 20))
-    with pytest.raises(CureError, match="10 training records are fewer than a batch of 16"):
-        fit(Classifier(small(), "mean", 3), x, y, split, Recipe(1, 16, 1e-3), tmp_path / "state")
-
-
 # --- all trainings -----------------------------------------------------------------------------------------
 
 
-def test_fine_tuning_starts_from_the_weights_of_its_split_and_leaves_the_encoder_it_was_given(study, tmp_path):
+@pytest.mark.parametrize("strategy", (*SETTINGS["strategies"][1:], "last-2"))
+def test_weights_are_those_of_the_file_before_the_first_step_and_frozen_ones_after(
+    strategy, study, monkeypatch, tmp_path
+):
     config, cohort, splits = study
-    jobs = finetune.jobs(config, splits)
-    assert len(jobs) == 3 * 5
+    config = config.model_copy(update={"strategies": [strategy], "floors": []})
+    monkeypatch.setattr(FinetuneConfig, "weights_folder", tmp_path)
+    file = tmp_path / "small-ssl-folds-0" / "folds-1+2.safetensors"
+    file.parent.mkdir()
+    save_file({name: v + 0.01 if v.is_floating_point() else v for name, v in small().state_dict().items()}, file)
+    saved = load_file(file)
+    monkeypatch.setattr(embed, "load_encoder", LOAD_ENCODER)
+    (job,) = finetune.jobs(config, splits[:1])
     x, y = cohort.signals(np.arange(len(cohort)), 100), cohort.binary().y
-    some = torch.from_numpy(x[:4])
-    for job in jobs[:5]:
-        assert (job.strategy.name, job.recipe.rate) == ("full", config.rate)
-        own = models.load("small", seed=_number(job.split))
-        start = job.classifier(y.shape[1]).eval()
-        assert torch.equal(start.encoder.embed(some), own.embed(some))
-    job, model = jobs[0], jobs[0].classifier(y.shape[1])
-    before = job.starts.weights_sha256()
+    model = job.classifier(y.shape[1])
+    before = job.starts.state_dict() if strategy == "attentive" else model.encoder.state_dict()
+    same = {name: torch.equal(value, saved[name]) for name, value in before.items()}
+    if strategy in ("scratch", "released"):
+        assert not any(same[name] for name in same if "running" in name or "weight" in name)
+        return
+    assert all(same.values())
+    if strategy == "attentive":
+        tokens = []
+        adapt.frozen_tokens(job.starts, x, lambda _, found: tokens.append(found))
+        x = np.concatenate(tokens)
     fit(model, x, y, job.split, replace(job.recipe, epochs=1), tmp_path / "state")
-    assert job.starts.weights_sha256() == before != model.encoder.weights_sha256()
-    for job in jobs[5:]:
-        assert (job.strategy.name, job.recipe.rate) == ("scratch", config.scratch_rate)
-        assert job.starts.weights_sha256() == models.load(job.strategy.encoder, seed=0).weights_sha256()
+    assert all(torch.equal(value, saved[name]) for name, value in job.starts.state_dict().items())
+    if strategy != "attentive":
+        moved = {
+            name.split(".")[0] for name, v in model.encoder.state_dict().items() if not torch.equal(v, saved[name])
+        }
+        assert moved == ({"mix"} if strategy == "last-1" else {"enter", "mix"})
+
+
+def test_jobs_follow_the_settings(study):
+    config, _, splits = study
+    found = {(job.strategy.name, job.strategy.encoder): job for job in finetune.jobs(config, splits[:1])}
+    assert [name for name, _ in found] == [*SETTINGS["strategies"][1:], "scratch"]
+    rates = {name: job.strategy.rates for (name, _), job in found.items()}
+    assert rates["last-1"] == rates["full"] == rates["full+decay"] == (1e-3, 1e-5)
+    assert found["full", "small"].strategy.decay == 1 > found["full+decay", "small"].strategy.decay == config.decay
+    floor = found["scratch", "floor"]
+    assert (floor.strategy.pooling, floor.strategy.window_s, floor.recipe.epochs) == ("mean+max", 2.5, 1)
+    released = found["released", "small"]
+    assert (released.strategy.rates, released.recipe.patience, released.strategy.weights) == ((1e-7,), 4, "random")
+    assert released.recipe.epochs == config.epochs
+    assert released.starts.weights_sha256() == models.load("small", seed=0).weights_sha256()
+
+
+def test_another_seed_is_another_start_only_where_weights_are_random(study):
+    config, _, splits = study
+    for job in finetune.jobs(config, splits[:1]):
+        other = finetune.reseeded(job, 7)
+        assert (other.seed, other.recipe.seed) == (7, 7)
+        assert (other.starts.weights_sha256() == job.starts.weights_sha256()) == job.strategy.adapts
+
+
+def test_the_released_settings_learn_nothing(trained):
+    history = trained.history[trained.history["metric"] == "validation"]
+    last = history.groupby("strategy")["value"].min()
+    assert last["released"] == pytest.approx(np.log(2), abs=1e-5)
+    assert last["full"] < last["released"] - 5e-4
+
+
+def test_the_table_of_learning_rates_says_which_was_chosen(trained):
+    names = ["strategy", "encoder", "split", "seed"]
+    for key, rows in trained.rates.groupby(names):
+        assert rows["chosen"].sum() == 1
+        assert rows.loc[rows["chosen"], "value"].iloc[0] == rows["value"].min()
+        assert len(rows) == (2 if key[0] in ("last-1", "full", "full+decay") else 1)
+    view = finetune_tables.rates_view(trained.rates)
+    assert view.loc[("fine-tuned: small, ssl-folds", "0.001"), ["chosen", "of"]].tolist() == [2, 2]
+
+
+def test_statements_are_one_problem_of_the_records_that_list_any(study):
+    config, cohort, splits = study
+    config = config.model_copy(update={"tasks": "all", "strategies": ["linear", "full"], "floors": [], "epochs": 1})
+    done = finetune.run(config, cohort, splits[:1], n_jobs=1)
+    group = cohort.group("all")
+    truth = pd.DataFrame(group.y, cohort.records["record_id"].to_numpy()[group.rows], group.names)
+    tested = cohort.records["record_id"].to_numpy()[np.intersect1d(splits[0].test, group.rows)]
+    for _, rows in done.predicted.groupby(["strategy", "weights", "seed", "task"], observed=True):
+        task = rows["task"].iloc[0].removeprefix("all/")
+        assert sorted(rows["record_id"]) == sorted(tested)
+        assert (rows["y"].to_numpy() == truth.loc[rows["record_id"], task]).all()
+    table = finetune_tables.score_table(config, cohort, done.predicted)
+    assert table["task"].str.startswith("all/").any()
+    published = finetune_tables.published_macro(table)
+    assert (published["n_tasks"] >= published["supported"]).all()
 
 
 def test_every_strategy_scores_every_test_record_of_its_splits_once(trained, cohort):
@@ -277,7 +189,11 @@ def test_every_strategy_scores_every_test_record_of_its_splits_once(trained, coh
     found = trained.predicted.groupby(method, observed=True)
     assert sorted(key[:5] for key in found.groups) == sorted(
         [
+            ("attentive", "small", "ssl-folds", "attention", "attentive"),
+            ("last-1", "small", "ssl-folds", "mean", "linear"),
             ("full", "small", "ssl-folds", "mean", "linear"),
+            ("full+decay", "small", "ssl-folds", "mean", "linear"),
+            ("released", "small", "random", "mean", "linear"),
             ("linear", "small", "random", "mean", "logistic"),
             ("linear", "small", "random", "mean", "logistic"),
             ("linear", "small", "ssl-folds", "mean", "logistic"),
@@ -312,14 +228,20 @@ def test_sizes_count_what_is_trained(trained, cohort):
     assert linear.to_dict() == {"parameters": encoder + head, "trainable": head, "records_seen": len(split.train)}
     full = sizes["full", "small", "ssl-folds", split.name, 0]
     assert full["trainable"] == full["parameters"] == encoder + head
-    assert full["records_seen"] == full["epochs"] * (len(split.train) // 32 * 32)
+    assert full["records_seen"] == 2 * full["epochs"] * (len(split.train) // 32 * 32)  # two learning rates
     assert sizes["scratch", "floor", "random", split.name, 0, "trainable"] == encoder + n_tasks * 33
+    mix = sum(p.numel() for p in small().mix.parameters())
+    assert sizes["last-1", "small", "ssl-folds", split.name, 0, "trainable"] == mix + head
+    assert sizes["last-1", "small", "ssl-folds", split.name, 0, "parameters"] == encoder + head
+    attentive = sizes["attentive", "small", "ssl-folds", split.name, 0]
+    assert attentive["trainable"] == n_tasks * 33
+    assert attentive["parameters"] == encoder + n_tasks * 33
     assert 1 <= full["epoch_kept"] <= full["epochs"] <= 2
 
 
 def test_history_holds_both_losses_of_every_epoch(trained):
     runs = trained.history.groupby(["strategy", "encoder", "split", "metric"])
-    assert len(runs) == 3 * 2 * 2
+    assert len(runs) == 7 * 2 * 2
     assert all(list(run["epoch"]) == list(range(1, len(run) + 1)) for _, run in runs)
     kept = trained.sizes[trained.sizes["metric"] == "epoch_kept"].set_index(["strategy", "encoder", "split"])["value"]
     for (*names, metric), run in runs:
@@ -331,33 +253,33 @@ def test_an_interrupted_run_goes_on_and_ends_the_same_whatever_the_number_of_wor
     study, trained, monkeypatch, tmp_path
 ):
     config, cohort, splits = study
-    calls = []
+    calls, logits, choose = [], adapt.logits, adapt.choose
 
     def interrupted(*arguments):
         # Each of the 2 epochs validates once, then validation and test records are scored: call 6 is the second
-        # training's second epoch.
+        # training's second epoch. The first two trainings are those of the attentive probe.
         calls.append(arguments)
         if len(calls) == 6:
             raise KeyboardInterrupt
         return logits(*arguments)
 
     scratch = tmp_path / "scratch" / "finetune"
-    monkeypatch.setattr(finetune, "logits", interrupted)
+    monkeypatch.setattr(adapt, "logits", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune.run(config, cohort, splits[:2], n_jobs=1)
     assert len(list(scratch.glob("*.npz"))) == 1
     assert len(list(scratch.glob("*.checkpoint"))) == 1
     calls.clear()
-    monkeypatch.setattr(finetune, "logits", logits)
+    monkeypatch.setattr(adapt, "logits", logits)
     made = []
-    monkeypatch.setattr(finetune, "fit", lambda *arguments: made.append(arguments) or fit(*arguments))
+    monkeypatch.setattr(finetune, "choose", lambda *arguments: made.append(arguments) or choose(*arguments))
     again = finetune.run(config, cohort, splits[:2], n_jobs=1)
-    assert len(made) == 5  # six trainings, one of them finished before
-    assert len(list(scratch.glob("*.npz"))) == 6  # until the stage has succeeded
+    assert len(made) == 13  # fourteen trainings, one of them finished before
+    assert len(list(scratch.glob("*.npz"))) == 14  # until the stage has succeeded
     shutil.rmtree(scratch)
     pd.testing.assert_frame_equal(again.predicted, trained.predicted)
     pd.testing.assert_frame_equal(again.history, trained.history)
-    monkeypatch.setattr(finetune, "fit", fit)
+    monkeypatch.setattr(finetune, "choose", choose)
     workers = finetune.run(config, cohort, splits[:2], n_jobs=2)
     pd.testing.assert_frame_equal(workers.predicted, trained.predicted)
 
@@ -367,7 +289,29 @@ def test_weights_or_encoders_that_do_not_exist_are_errors(study):
     with pytest.raises(CureError, match="extracts no small with weights 'ssl-simulated': list them in profiles/demo"):
         finetune.jobs(config.model_copy(update={"weights": "ssl-simulated"}), splits)
     with pytest.raises(CureError, match="unknown encoder 'resnet'"):
-        finetune.jobs(config.model_copy(update={"floor": "resnet"}), splits)
+        finetune.jobs(config.model_copy(update={"floors": ["resnet"]}), splits)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"strategies": ["linear"]}, "'full' is missing"),
+        ({"strategies": ["full", "last-0"]}, "strategies.1: String should match pattern"),
+        (
+            {"training": {"tuned": {"rates": [1e-3]}}},
+            "'attentive' is missing, which strategy 'attentive' needs",
+        ),
+        (
+            {"training": SETTINGS["training"] | {"vit": {"rates": [1]}}},
+            "unknown kind 'vit'; choose from",
+        ),
+        ({"training": {"tuned": {"rates": []}}}, "training.tuned.rates"),
+        ({"strategies": ["full"], "training": {"tuned": {"rates": [1e-3]}}}, "'floor' and 'scratch' are missing"),
+    ],
+)
+def test_settings_that_do_not_fit_are_errors(changed, said):
+    with pytest.raises(CureError, match=said):
+        check(FinetuneConfig, profile="demo", **SETTINGS | changed)
 
 
 # --- tables ------------------------------------------------------------------------------------------------
@@ -426,7 +370,12 @@ def test_scores_are_averaged_over_the_seeds_that_a_strategy_has(study, people):
 
 def test_fine_tuning_is_compared_with_every_alternative_in_pairs(study, people):
     predicted = _predicted(FOUR)
-    table = finetune_tables.against_full(study[0], people, predicted)
+    config = study[0].model_copy(update={"strategies": ["linear", "full", "scratch"]})
+    table = finetune_tables.against_full(config, people, predicted)
+    with pytest.raises(CureError, match="has strategy 'full' only"):
+        finetune_tables.against_full(
+            config.model_copy(update={"strategies": ["full"], "floors": []}), people, predicted
+        )
     scores = finetune_tables.main_rows(finetune_tables.score_table(study[0], people, predicted))
     values = scores.set_index(["strategy", "encoder", "weights", "task"])["value"]
     others = {
@@ -475,6 +424,7 @@ def test_peak_memory_is_that_of_the_work_in_a_process_of_its_own():
 def test_costs_are_measured_for_every_strategy_and_joined_with_sizes(study, trained, monkeypatch, tmp_path):
     config, cohort, splits = study
     monkeypatch.setattr(finetune_tables, "_in_fresh_process", lambda work: (7.0, work()))
+    monkeypatch.setattr(finetune_tables, "_probe_once", lambda *_: (3.0, 4.0))
     monkeypatch.setattr(paths, "stage", lambda profile, stage: tmp_path / "stages" / stage)
     with pytest.raises(CureError, match="no table 'finetune_sizes' of stage finetune"):
         finetune_tables.cost_table("demo")
@@ -482,14 +432,16 @@ def test_costs_are_measured_for_every_strategy_and_joined_with_sizes(study, trai
     with pytest.raises(CureError, match="no measured costs of profile demo"):
         finetune_tables.cost_table("demo")
     monkeypatch.setenv(paths.STAGE, "finetune")
-    timed = replace(trained, seconds=trained.seconds.assign(seconds=np.arange(1.0, 7.0)))
+    timed = replace(trained, seconds=trained.seconds.assign(seconds=np.arange(1.0, 15.0)))
     finetune_tables.measure(config, cohort, splits[:2], timed)
     table = finetune_tables.cost_table("demo").set_index("label")
     assert set(table.index) == set(finetune_tables.with_label(trained.sizes)["label"]) - {"linear probe: small, random"}
     assert (table["seconds"] > 0).all()
     assert (table["peak_mb"] == 7).all()
-    assert table.loc["fine-tuned: small, ssl-folds", "seconds"] == 1.5
-    assert table.loc["from scratch: floor", "seconds"] == 5.5
+    assert table.loc["linear probe: small, ssl-folds", "seconds"] == 7
+    assert table.loc["attentive probe: small, ssl-folds", "seconds"] == 1.5 + 3  # and a pass over the records
+    assert table.loc["fine-tuned: small, ssl-folds", "seconds"] == 5.5
+    assert table.loc["from scratch: floor", "seconds"] == 13.5
     assert table.loc["fine-tuned: small, ssl-folds", "n"] == 2
 
 
@@ -504,9 +456,14 @@ def test_outside_the_pipeline_no_committed_cost_is_overwritten(study, monkeypatc
 
 def test_learning_curves_have_a_line_for_every_training_and_metric(trained):
     figure = loss_curves(finetune_tables.with_label(trained.history), "label", ["split", "seed"], "loss")
-    assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == [
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes if axes.get_visible()] == [
+        "attentive probe: small, ssl-folds",
+        "last stage tuned: small, ssl-folds",
         "fine-tuned: small, ssl-folds",
+        "fine-tuned, decay: small, ssl-folds",
         "from scratch: small",
+        "as released: small",
         "from scratch: floor",
     ]
-    assert all(len([line for line in axes.lines if line.get_marker() == "None"]) == 2 * 2 for axes in figure.axes)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert all(len([line for line in axes.lines if line.get_marker() == "None"]) == 2 * 2 for axes in shown)

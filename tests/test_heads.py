@@ -7,7 +7,8 @@ from cure.errors import CureError
 from cure.heads import Job, fit_head, out_of_fold, permuted_scores
 from cure.splits import Split, make_splits
 
-HEADS = ("logistic", "mlp", "xgboost")
+HEADS = ("logistic", "lasso", "elastic-net", "mlp", "xgboost", "forest", "svm-linear", "svm-rbf", "tree", "knn")
+SVMS = ("svm-linear", "svm-rbf")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_test_records_have_no_influence_on_the_fit(name, problem):
     np.testing.assert_array_equal(after.score(x), before.score(x))
 
 
-@pytest.mark.parametrize("name", ("logistic", "mlp"))
+@pytest.mark.parametrize("name", ("logistic", "lasso", "elastic-net", "mlp"))
 def test_the_scaler_is_fitted_on_training_records_only(name, problem):
     x, y, split = problem
     scale = heads.scaler().fit(x[split.train])
@@ -58,7 +59,7 @@ def test_the_scaler_is_fitted_on_training_records_only(name, problem):
     np.testing.assert_array_equal(fit.estimator[0][-1].mean_, scale[-1].mean_)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in SVMS])
 def test_validation_records_choose_and_are_not_fitted(name, problem):
     # Fitted on other validation records, a head may stop elsewhere or take another penalty. Doubling every validation
     # record changes no average over them, so nothing at all may change.
@@ -69,6 +70,38 @@ def test_validation_records_choose_and_are_not_fitted(name, problem):
     np.testing.assert_allclose(doubled.score(x), fit.score(x), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", SVMS)
+def test_validation_records_give_an_svm_its_probabilities_and_leave_its_ranks(name, problem):
+    x, y, split = problem
+    fit = fit_head(name, x, y, split)
+    doubled = fit_head(name, x, y, Split("one", split.train, np.repeat(split.val, 2), split.test))
+    assert doubled.setting == fit.setting
+    order = np.argsort(fit.score(x), kind="stable")
+    assert (np.diff(doubled.score(x)[order]) >= 0).all()
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("positive", [False, True])
+def test_one_class_among_the_validation_records_is_survived(name, positive, problem):
+    x, y, split = problem
+    one_class = Split("one", split.train, split.val[y[split.val] == positive], split.test)
+    fit = fit_head(name, x, y, one_class)
+    score = fit.score(x[split.test])
+    assert np.isfinite(score).all()
+    assert ((score >= 0) & (score <= 1)).all()
+    # A network stopped on one class may stop at once; the others keep what training taught them.
+    assert name == "mlp" or auroc(y[split.test], score) > 0.75
+    assert positive or fit.threshold == 0.5
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_gives_the_same_scores_again(name, problem):
+    x, y, split = problem
+    np.testing.assert_array_equal(
+        fit_head(name, x, y, split, seed=3).score(x), fit_head(name, x, y, split, seed=3).score(x)
+    )
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_gaps_and_empty_columns_are_survived(name, problem):
     x, y, split = problem
@@ -77,7 +110,7 @@ def test_gaps_and_empty_columns_are_survived(name, problem):
     holes[:, 5] = np.nan
     score = fit_head(name, holes, y, split).score(holes[split.test])
     assert np.isfinite(score).all()
-    assert auroc(y[split.test], score) > 0.85
+    assert auroc(y[split.test], score) > (0.75 if name == "knn" else 0.85)
 
 
 def test_best_threshold_maximises_f1_and_is_half_without_positives():
@@ -89,10 +122,22 @@ def test_best_threshold_maximises_f1_and_is_half_without_positives():
 
 def test_errors_name_the_head_and_the_split(problem):
     x, y, split = problem
-    with pytest.raises(CureError, match="unknown head 'svm': choose from logistic, mlp, xgboost"):
+    with pytest.raises(CureError, match="unknown head 'svm': choose from logistic, lasso, elastic-net, mlp, xgboost, "):
         fit_head("svm", x, y, split)
     with pytest.raises(CureError, match="one: the training records hold one class only"):
         fit_head("logistic", x, np.zeros_like(y), split)
+
+
+def test_the_grid_reaches_the_fits(problem):
+    x, y, split = problem
+    job = Job({"encoder": "e"}, {"one": x}, "logistic", ["t"], y[:, None], np.arange(len(y)))
+    for grid, allowed in (("compact", {"C=0.001", "C=0.01", "C=0.1", "C=1"}), ("paper", {"C=10", "C=100", "C=1"})):
+        table = out_of_fold([job], [split], np.arange(len(y)), grid=grid)
+        (setting,) = table["setting"].unique()
+        assert setting in allowed
+        np.testing.assert_array_equal(
+            table["score"], fit_head("logistic", x, y, split, 0, grid).score(x[split.test]).astype("f4")
+        )
 
 
 def test_out_of_fold_scores_every_record_once_with_a_head_that_did_not_see_it(cohort):
@@ -133,7 +178,7 @@ def test_each_split_is_fitted_and_tested_on_its_own_embeddings(cohort):
     assert max(score.values()) < 0.9
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ["logistic", "mlp", "xgboost", "svm-rbf", "knn"])
 def test_shuffled_labels_score_a_half_through_the_code_that_makes_the_tables(name):
     # The embedding knows the true label; heads see permuted ones. Averaged within test parts over many tasks, 0.50.
     rng = np.random.default_rng(1)

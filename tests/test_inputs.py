@@ -1,14 +1,19 @@
-"""What each published model is fed, against scipy applied to one record and one lead at a time."""
+"""What each model is fed, against scipy applied to one record and one lead at a time; short and padded records."""
+
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import signal as sps
 
 from cure import models
+from cure.cohorts.base import Cohort
+from cure.cohorts.store import write_store
 from cure.errors import CureError
-from cure.models.base import InputSpec
+from cure.models.base import REMAINDER, InputSpec
 from cure.models.steps import MinMax, Resample, ZScore
 from cure.signals import LEADS
 
@@ -139,16 +144,29 @@ def test_what_is_flat_stays_finite():
     assert (MinMax("lead", -1, 1)(flat + 3, 100) == 0).all()
 
 
-@given(n=st.integers(1, 40), extra=st.integers(0, 60), least=st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 200), extra=st.integers(0, 500), least=st.integers(1, 5))
+@settings(max_examples=80, deadline=None)
 def test_windows_cover_a_record_evenly_from_end_to_end(n, extra, least):
     spec = InputSpec(fs=1, seconds=n, n_windows=least)
-    starts = spec.starts(n + extra, n, 1)
-    assert starts[0] == 0
-    assert starts[-1] == extra
-    assert len(starts) == (max(-(-(n + extra) // n), least) if extra else 1)
+    starts = spec.starts(n + extra, n)
+    needed = -(-(n + extra) // n)
+    remainder = (n + extra) % n
+    if 0 < remainder < REMAINDER * n:
+        needed -= 1
+    assert len(starts) == (max(needed, least) if extra else 1)
     assert np.ptp(np.diff(starts)) <= 1 if len(starts) > 1 else True
-    assert (np.diff(starts) <= n).all(), "no sample is left out"
+    if len(starts) > 1:
+        assert starts[0] == 0
+        assert starts[-1] == extra
+    missed = n + extra - len(set(np.concatenate([np.arange(s, s + n) for s in starts])))
+    assert missed < max(REMAINDER * n, 1), "nothing is left out but a remainder"
+
+
+def test_a_remainder_gets_no_window_and_a_single_window_is_centred():
+    assert InputSpec(fs=400, seconds=10).starts(4096, 4000).tolist() == [48]
+    assert InputSpec(fs=400, seconds=10).starts(4200, 4000).tolist() == [0, 200]
+    assert InputSpec(fs=400, seconds=5).starts(4096, 2000).tolist() == [0, 2096]
+    assert InputSpec(fs=400, seconds=9, n_windows=3).starts(3610, 3600).tolist() == [0, 5, 10]
 
 
 def test_steps_that_end_at_another_rate_are_an_error():
@@ -166,3 +184,79 @@ def test_records_are_read_at_the_rate_that_the_steps_want(cohort, specs):
     assert mixed.shape == (2, 2, 12, 2500)
     alone = specs["ecg-fm"].windows(cohort, rows[1:])
     np.testing.assert_array_equal(mixed[1:], alone)
+
+
+# --- records with padding, and shorter than a window
+
+
+@pytest.fixture(scope="module")
+def exams(tmp_path_factory):
+    """400 Hz, stored in rows of 4,096 samples of which 2,000 to 4,096 are the record's; other samples are a trap."""
+    n_valid, start = np.array([4096, 2920, 4000, 2920, 2000, 4000]), np.array([0, 588, 48, 0, 1000, 96])
+    rng = np.random.default_rng(5)
+    x = rng.normal(0, 300, (6, 12, 4096)).astype(np.int16)
+    x[1, 3, 588 : 588 + 2920] = 77  # constant where it is valid: a lead that was not recorded
+    table = pd.DataFrame(
+        {"patient_id": range(6), "fold": 1, "age": 50.0, "age_over_89": False, "sex": "male", "labels": [["NORM"]] * 6}
+        | {"start": start, "n_valid": n_valid, "n_flat_leads": 0, "clipped_share": 0.0}
+    )
+    statements = pd.DataFrame({"description": ["normal"]}, index=["NORM"])
+    none = pd.DataFrame({"record_id": [], "reason": []})
+    out = tmp_path_factory.mktemp("exams") / "store"
+    about = {"name": "exams", "title": "", "source": "", "license": "", "manifest": ""}
+    write_store(out, table, none, statements, about, {400: (np.ones(6, bool), [x])})
+    return Cohort.open(out)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_short_records_are_fed_what_scipy_makes_of_their_valid_samples(exams, specs, name):
+    spec, rows = specs[name], np.array([5, 1, 4, 2, 3, 0])
+    together = spec.windows(exams, rows)
+    for mine, row in zip(together, rows, strict=True):
+        start, n = exams.records.loc[row, ["start", "n_valid"]]
+        record = exams.signals(np.array([row]), 400)[..., start : start + n]
+        k = spec.count(round(4096 * spec.source_fs / 400), round(spec.source_fs * spec.seconds))
+        assert len(mine) == k
+        np.testing.assert_array_equal(mine, spec.apply(record, 400, n_windows=k)[0])
+        np.testing.assert_array_equal(mine[:1], spec.read(exams, np.array([row])))
+    np.testing.assert_array_equal(spec.windows(exams, rows[2:3])[0], together[2], "whatever shares the batch")
+
+
+@pytest.mark.parametrize("name", ["ecgfounder", "clef-small", "merl-resnet18", "st-mem", "weimann-jepa-xs", "ked"])
+def test_zeros_follow_the_normalised_record(specs, name):
+    """The samples before the zeros are those of a spec whose window is as long as the record."""
+    spec, x = specs[name], np.random.default_rng(0).normal(0, 0.3, (3, 12, 2920))
+    made = spec.apply(x, 400)
+    exact = replace(spec, seconds=7.3, n_windows=1).apply(x, 400)
+    n = exact.shape[-1]
+    assert n == round(7.3 * spec.fs)
+    np.testing.assert_array_equal(made[:, :1, :, :n], exact)
+    assert (made[..., n:] == 0).all()
+    assert made.shape[-1] == round(spec.fs * spec.seconds)
+
+
+def test_zeros_come_before_the_step_that_flattens(specs):
+    x = np.random.default_rng(0).normal(0, 0.3, (1, 12, 1200))  # 3 s for windows of 5 s
+    half = replace(specs["hubert-ecg-small"], window=()).apply
+    with pytest.raises(CureError, match="end at 500 Hz"):
+        half(x, 400)
+    flat = specs["hubert-ecg-small"].apply(x, 400)[0, 0]
+    scaled = replace(specs["hubert-ecg-small"], window=(), fs=500).apply(x, 400)[0, 0]
+    assert (scaled[:, 1500:] == 0).all()
+    np.testing.assert_allclose(flat, sps.decimate(scaled.ravel().astype(float), 5), atol=1e-5)
+
+
+def test_which_records_are_padded(exams, specs):
+    rows = np.arange(6)
+    assert specs["ecgfounder"].padded(exams, rows).tolist() == [False, True, False, True, True, False]
+    assert specs["ecg-fm"].padded(exams, rows).tolist() == [False] * 6
+    assert specs["st-mem"].padded(exams, rows[:2]).tolist() == [False, True]
+
+
+def test_a_higher_rate_is_cut_at_the_same_times(cohort):
+    moved = cohort.records.assign(start=100, n_valid=700)  # counted at 100 Hz, the lowest
+    inside = Cohort(cohort.folder, moved, cohort.statements, cohort.info)
+    spec = InputSpec(fs=500, seconds=7)
+    np.testing.assert_array_equal(
+        spec.read(inside, np.array([2]))[0], cohort.signals(np.array([2]), 500)[0][:, 500:4000]
+    )

@@ -4,11 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from cure import models
+from cure.adapt import depths
 from cure.errors import CureError
 from cure.models import InputSpec, registry
-from cure.models.base import PLAIN
+from cure.models.base import PLAIN, seeded
+from cure.models.s4_classifier import _Layer, _TwoWayKernel
 from cure.models.steps import Resample
 from cure.signals import LEADS
 
@@ -65,8 +68,9 @@ def test_input_spec_orders_leads_scales_filters_and_resamples():
 def test_input_spec_reads_the_rate_it_wants(cohort):
     native = InputSpec(fs=100, seconds=10).read(cohort, np.array([0, 3]))
     np.testing.assert_array_equal(native, cohort.signals(np.array([0, 3]), 100))
-    with pytest.raises(CureError, match="shorter than the 12 s"):
-        InputSpec(fs=100, seconds=12).read(cohort, np.array([0]))
+    longer = InputSpec(fs=100, seconds=12).read(cohort, np.array([0, 3]))
+    np.testing.assert_array_equal(longer[..., :1000], native)
+    assert (longer[..., 1000:] == 0).all()
 
 
 def test_a_record_without_the_wanted_rate_is_read_at_its_highest_and_resampled(cohort):
@@ -86,3 +90,99 @@ def test_layers_of_a_random_transformer_differ():
     for one, two in itertools.combinations(layers, 2):
         assert not torch.equal(one.linear1.weight, two.linear1.weight)
         assert not torch.equal(one.self_attn.in_proj_weight, two.self_attn.in_proj_weight)
+
+
+# --- supervised floors -------------------------------------------------------------------------------------
+
+
+def test_xresnet1d101_has_the_published_shape():
+    encoder = models.load("xresnet1d101")
+    norms = lambda *widths: sum(2 * width for width in widths)  # noqa: E731
+    stem = 5 * (12 * 32 + 32 * 32 + 32 * 64) + norms(32, 32, 64)
+
+    def block(n_in):
+        return n_in * 64 + 5 * 64 * 64 + 64 * 256 + norms(64, 64, 256)
+
+    first = block(64) + 64 * 256 + norms(256)  # the one shortcut with a convolution: width changes only there
+    assert encoder.n_parameters() == stem + first + 32 * block(256) == 1_804_672
+    assert [len(stage) for stage in encoder.stages()[1:]] == [3, 4, 23, 3]
+    convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv1d)]
+    assert len(convolutions) == 3 + 3 * 33 + 1
+    pooled = [block.shortcut for stage in encoder.stages()[2:] for block in stage][:1]
+    assert all(isinstance(shortcut[0], nn.AvgPool1d) for shortcut in pooled)
+    with torch.inference_mode():
+        assert encoder(torch.zeros(2, 12, 250)).shape == (2, 8, 256)
+        assert encoder(torch.zeros(2, 12, 1000)).shape == (2, 32, 256)
+
+
+def test_blocks_of_xresnet1d101_start_as_their_shortcut():
+    encoder = models.load("xresnet1d101")
+    for stage in encoder.stages()[1:]:
+        x = torch.randn(2, stage[-1].residual[0][0].in_channels, 40)
+        with torch.inference_mode():
+            # The last norm's scale is zero, its bias 1e-3.
+            torch.testing.assert_close(stage[-1](x), (x + 1e-3).relu())
+
+
+def test_an_s4_layer_convolves_with_the_past_and_the_future_as_a_plain_loop_does():
+    with seeded(0):
+        kernel = _TwoWayKernel(3, 8, 250).eval()
+    after, before = kernel(40)
+    for c, response in ((kernel.space.C, after), (kernel.backward_C, before)):
+        with torch.no_grad():
+            kernel.space.C.copy_(c.clone())
+            # S4Kernel makes the same kernel from the stored C in another way.
+            torch.testing.assert_close(kernel.space(40), response, rtol=1e-4, atol=1e-5)
+    with seeded(1):
+        layer = _Layer(3, 8, 250, 0.2).eval()
+    x = torch.randn(2, 3, 40)
+    with torch.no_grad():
+        after, before = layer.kernel(40)
+        y = torch.zeros_like(x)
+        for i in range(40):
+            for j in range(40):
+                y[..., i] += x[..., j] * (after[:, i - j] if j <= i else before[:, j - i - 1])
+        y += layer.D.mT * x
+        gate = layer.linear(nn.functional.gelu(y))
+        expected = layer.norm((x + gate[:, :3] * gate[:, 3:].sigmoid()).mT).mT
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_s4_sees_both_directions_and_learns_what_the_original_learns():
+    encoder = models.load("s4")
+    layer = 2 * 512 * 4 * 2 + 512 + 512 * 1024 + 1024 + 2 * 512  # C of both directions, D, linear map, norm
+    assert encoder.n_parameters() == 12 * 512 + 512 + 4 * layer
+    x = torch.randn(1, 12, 100, requires_grad=True)
+    tokens = encoder(x)
+    assert tokens.shape == (1, 100, 512)
+    (slope,) = torch.autograd.grad(tokens[0, 50, 0], x)  # their sum does not vary: a norm comes last
+    assert slope[0, :, 20].abs().max() > 0 < slope[0, :, 80].abs().max()
+
+
+def test_s4_can_be_trained_after_it_has_scored_and_on_longer_windows_too():
+    encoder = models.load("s4")
+    with torch.inference_mode():
+        long = encoder(torch.ones(1, 12, 300))
+    encoder.train()(torch.ones(1, 12, 100)).sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    assert long.shape == (1, 300, 512)
+
+
+@pytest.mark.parametrize("name", registry.OWN)
+def test_stages_run_from_input_to_output_and_own_each_parameter_once(name):
+    encoder, order = models.load(name), []
+    for i, stage in enumerate(encoder.stages()):
+        stage.register_forward_hook(lambda *_, i=i: order.append(i))
+    with torch.inference_mode():
+        encoder(torch.zeros(1, 12, 1000))
+    assert order == list(range(len(encoder.stages())))
+    found = depths(encoder)
+    assert list(found) == [name for name, _ in encoder.named_parameters()]
+    assert set(found.values()) == set(order)
+    owned = [id(p) for stage in encoder.stages() for p in stage.parameters()]
+    assert len(owned) == len(set(owned))
+
+
+def test_an_encoder_without_stages_says_so():
+    with pytest.raises(CureError, match="Ked does not name its stages"):
+        models.load("ked").stages()

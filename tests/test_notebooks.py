@@ -21,7 +21,7 @@ def test_notebooks_call_show_and_say(file):
     notebook = nbformat.read(file, as_version=4)
     cells = code_cells(file)
     assert notebook.cells[0].cell_type == "markdown"
-    assert notebook.cells[0].source.startswith(f"# {file.stem[:2]} · ")
+    assert notebook.cells[0].source.startswith(f"# {file.stem.split('_')[0]} · ")
     assert len(notebook.cells) <= 32
     assert sum(len(cell.source.splitlines()) for cell in cells) <= 120
     for cell in cells:

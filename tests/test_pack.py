@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import wfdb
 from conftest import INFO, pack_folder
+from scipy.signal import resample_poly
 
 from cure.cohorts import pack, ptbxl
 from cure.cohorts.base import RECORD_COLUMNS, Cohort
@@ -135,12 +136,12 @@ def test_too_many_bad_records_stop_the_stage_and_leave_the_old_store(raw_copy, t
 
 
 def test_other_files_never_take_up_old_chunks(raw_copy, tmp_path, monkeypatch):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     out, scratch = tmp_path / "p" / "small", tmp_path / "scratch"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pack, "_merge", stop)
+        patch.setattr(pack, "write_store", stop)
         pack_folder(raw_copy, out, scratch)
     assert list(scratch.rglob("*.npz"))
     monkeypatch.setitem(INFO, "manifest", "another hash")
@@ -160,3 +161,17 @@ def test_asking_for_a_rate_that_is_not_stored_is_an_error(cohort):
         cohort.signals(np.array([0]), 250)
     with pytest.raises(CureError, match="1 records have no 500 Hz signal, the first is 160"):
         cohort.signals(np.array([0, 159]), 500)
+
+
+def test_records_can_be_read_at_any_rate_at_or_below_a_stored_one(cohort):
+    """As stored where there is such a rate; else polyphase from the next higher, for the records that have it."""
+    fast = np.flatnonzero(cohort.records["row_500"] >= 0)[:3]
+    np.testing.assert_array_equal(cohort.resampled(fast, 100), cohort.signals(fast, 100))
+    expected = resample_poly(cohort.signals(fast, 500), 1, 2, axis=-1)
+    np.testing.assert_allclose(cohort.resampled(fast, 250), expected, rtol=1e-6)
+    half = cohort.resampled(np.arange(4), 50)
+    assert half.shape == (4, 12, 500)
+    assert half.dtype == np.float32
+    slow = np.flatnonzero(cohort.records["row_500"] < 0)[:1]
+    with pytest.raises(CureError, match="1 records have no signal at 250 Hz or more, the first is"):
+        cohort.resampled(np.r_[fast, slow], 250)

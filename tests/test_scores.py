@@ -117,7 +117,7 @@ def test_pre_training_is_compared_with_all_its_random_twins(config, cohort, pred
     better = 1 / (1 + np.exp(-(once["y"] + 0.5 * rng.normal(size=len(once)))))
     both = pd.concat([twin, once.assign(weights="ssl-folds", score=better)], ignore_index=True)
     chosen = config.model_copy(update={"pretrained": ["ssl-folds"]})
-    gained = scores.against_random(chosen, cohort, both)
+    gained = scores.against_untrained(chosen, cohort, both)
     row = pick(gained, task="HYP")
     trained, *untrained = (
         roc_auc_score(part["y"], part["score"])
@@ -130,7 +130,26 @@ def test_pre_training_is_compared_with_all_its_random_twins(config, cohort, pred
     assert 0 < row["lo"] < row["value"] < row["hi"]
     assert set(gained["comparator"]) == {"random"}
     with pytest.raises(CureError, match="no pre-trained weights are part of this profile"):
-        scores.against_random(config, cohort, predicted)
+        scores.against_untrained(config, cohort, predicted)
+
+
+def test_pre_training_is_compared_with_borrowed_statistics_too(config, cohort, predicted):
+    """Where random weights also come with the training records' statistics: both differences, and what that gains."""
+    random = predicted[predicted["encoder"] == "e"].assign(encoder="leadcnn")
+    rng = np.random.default_rng(1)
+
+    def weights(name: str, signal: float) -> pd.DataFrame:
+        once = random[random["seed"] == 0]
+        return once.assign(weights=name, score=1 / (1 + np.exp(-(signal * once["y"] + rng.normal(size=len(once))))))
+
+    every = pd.concat([random, weights("ssl-folds", 2.0), weights("statistics", 1.0)], ignore_index=True)
+    chosen = config.model_copy(update={"pretrained": ["ssl-folds"], "statistics": ["leadcnn", "other"]})
+    gained = scores.against_untrained(chosen, cohort, every)
+    macro = gained[gained["task"] == "macro"].set_index(["weights", "comparator"])["value"]
+    assert set(macro.index) == {("ssl-folds", "random"), ("ssl-folds", "statistics"), ("statistics", "random")}
+    total = macro["ssl-folds", "statistics"] + macro["statistics", "random"]
+    assert macro["ssl-folds", "random"] == pytest.approx(total)
+    assert len(scores.comparison_view(gained)) == 3 * gained["head"].nunique()
 
 
 def test_methods_with_fewer_seeds_weigh_each_seed_alike(predicted):
@@ -164,6 +183,74 @@ def test_the_null_is_a_half_within_test_parts_and_pooling_is_reported_apart(conf
     assert (null["se_within"] < 0.02).all()
     assert (null["lo"] < null["mean"]).all() and (null["mean"] < null["hi"]).all()
     assert set(null["head"]) == {"ridge"}
+
+
+def test_heads_poolings_and_concatenations_are_fitted_as_the_settings_say(cohort, monkeypatch):
+    from cure import predictions
+    from cure.splits import make_splits
+
+    jobs = []
+
+    def noted(found, *_args, **kwargs):
+        jobs.extend(found)
+        return kwargs
+
+    def folder_values(_config, one, pooling, _cohort, split):
+        name = f"{one.folder} {pooling} {split.name if split else ''}"
+        return np.full((len(cohort), 2), sum(map(ord, name)), np.float32)
+
+    monkeypatch.setattr(predictions.embed, "read_split", folder_values)
+    monkeypatch.setattr(predictions, "out_of_fold", noted)
+    splits = make_splits(cohort.records, "rotate")
+    settings = {"profile": "ptbxl-subset", "encoders": ["leadcnn"], "seeds": [0], "pretrained": ["ssl-folds"]}
+    settings |= {"heads": ["logistic", "tree"], "poolings": ["mean", "max"], "groups": [], "grid": "paper"}
+    pair = ["leadcnn-ssl-folds-0", FEATURES]
+    config = HeadsConfig(**settings, pooled_heads=["tree", "knn"], concatenate=[pair])
+    assert predictions.binary(config, cohort, splits) == {"seed": 0, "grid": "paper"}
+    fitted = {(j.key["encoder"], j.key["weights"], j.key["pooling"], j.head) for j in jobs}
+    assert all(job.key["head"] == job.head for job in jobs)
+    assert len(fitted) == len(jobs)
+    names = ("leadcnn", "ssl-folds"), ("leadcnn", "random")
+    mean = {(*name, "mean", head) for name in names for head in ("logistic", "tree", "knn")}
+    other = {(*name, "max", head) for name in names for head in ("tree", "knn")}
+    features = {(FEATURES, "none", "none", head) for head in ("logistic", "tree", "knn")}
+    joined = {(f"leadcnn+{FEATURES}", "ssl-folds+none", "mean", head) for head in ("logistic", "tree", "knn")}
+    assert fitted == mean | other | features | joined
+    (job, *_) = (job for job in jobs if job.key["encoder"] == f"leadcnn+{FEATURES}")
+    for split in splits:
+        encoder = next(j for j in jobs if j.key["weights"] == "ssl-folds" and j.key["pooling"] == "mean")
+        plain = next(j for j in jobs if j.key["encoder"] == FEATURES)
+        side_by_side = np.hstack([encoder.x[split.name], plain.x[split.name]])
+        np.testing.assert_array_equal(job.x[split.name], side_by_side)
+    assert len({job.x[split.name][0, 0] for split in splits}) == 5, "weights differ from split to split"
+
+
+def test_concatenations_that_cannot_be_made_are_named(cohort):
+    from cure import predictions
+    from cure.splits import make_splits
+
+    splits = make_splits(cohort.records, "rotate")
+    settings = {"profile": "ptbxl-subset", "encoders": ["leadcnn"], "seeds": [0], "heads": ["logistic"]}
+    settings |= {"poolings": ["mean"], "groups": []}
+    unknown = HeadsConfig(**settings, concatenate=[["leadcnn-ssl-folds-0", "resnet-9"]])
+    with pytest.raises(
+        CureError, match=r"no representation 'resnet-9': choose from leadcnn-ssl-folds-0, .*ecg-features"
+    ):
+        list(predictions._concatenated(unknown, cohort, splits))
+    with pytest.raises(ValueError, match="at least 2 items"):
+        HeadsConfig(**settings, concatenate=[["ecg-features"]])
+
+
+def test_two_concatenations_of_the_same_name_are_refused(cohort, monkeypatch):
+    from cure import predictions
+    from cure.splits import make_splits
+
+    monkeypatch.setattr(predictions.embed, "read_split", lambda *_: np.zeros((len(cohort), 2), np.float32))
+    settings = {"profile": "ptbxl-subset", "encoders": ["leadcnn"], "seeds": [0], "heads": ["logistic"]}
+    pairs = [["ecg-features", "leadcnn-random-0"], ["ecg-features", "leadcnn-random-1"]]
+    config = HeadsConfig(**settings, poolings=["mean"], groups=[], concatenate=pairs)
+    with pytest.raises(CureError, match="would carry the same name"):
+        list(predictions._concatenated(config, cohort, make_splits(cohort.records, "rotate")))
 
 
 def test_a_task_without_positives_is_left_out_not_fatal(cohort):

@@ -64,3 +64,52 @@ def test_unknown_statements_and_tasks_are_named(statements):
     listed = tasks.statement_matrix(codes(["NORM"]), statements)
     with pytest.raises(CureError, match="unknown task 'AFIBB': choose from NORM"):
         tasks.binary(listed, statements, ("AFIBB",))
+
+
+def test_ptbxl_offers_all_its_tasks_and_groups(cohort):
+    assert tasks.offered(cohort.statements) == tasks.BINARY
+    assert tasks.groups(cohort.statements) == tasks.GROUPS
+    assert tasks.titles(cohort.statements) == tasks.TITLES
+
+
+def test_binary_labels_are_those_of_the_raw_file(raw_folder, cohort):
+    from cure.cohorts import ptbxl
+
+    raw = ptbxl.read_metadata(raw_folder)["scp_codes"]
+    table = ptbxl.read_statements(raw_folder)
+    labels = cohort.binary()
+    for name, y in zip(labels.names, labels.y.T, strict=True):
+        meant = set(table.index[table["diagnostic_class"] == name]) or {name}
+        assert y.tolist() == [bool(meant & set(listed)) for listed in raw], name
+
+
+def test_a_table_with_some_statements_offers_the_tasks_it_knows(statements):
+    # The seven of CODE-15 %: NORM and conduction disturbances do not make PTB-XL's superclasses.
+    seven = statements.loc[list(tasks.CURE_FM)]
+    assert tasks.offered(seven) == tasks.CURE_FM
+    assert tasks.groups(seven) == ("all", "diag", "sub", "super", "rhythm")
+    listed = tasks.statement_matrix(codes(["CRBBB", "AFIB"], ["NORM"], []), seven)
+    labels = tasks.binary(listed, seven)
+    assert labels.names == list(tasks.CURE_FM)
+    assert labels.y.sum(axis=0).tolist() == [1, 0, 1, 0, 0, 0, 1]
+    with pytest.raises(CureError, match=r"no label group 'form'.*it has all, diag, sub, super, rhythm"):
+        tasks.group(listed, seven, "form")
+    with pytest.raises(CureError, match="unknown task 'MI'"):
+        tasks.binary(listed, seven, ("NORM", "MI"))
+
+
+def test_a_column_task_names_the_tasks(statements):
+    own = statements.loc[["NORM", "AFIB", "SR"]].assign(task=[False, True, True])
+    own.loc["MI"] = {"description": "infarction on MRI", "task": True}
+    own.loc["later"] = {"description": "event within a year"}
+    assert tasks.offered(own) == ("AFIB", "SR", "MI")
+    # A label that is called like a superclass or a known task is the label.
+    listed = tasks.statement_matrix(codes(["MI"], ["NORM", "SR"]), own)
+    assert tasks.binary(listed, own).y.tolist() == [[False, False, True], [False, True, False]]
+    assert tasks.titles(own) == {
+        "AFIB": "atrial fibrillation",
+        "SR": statements.loc["SR", "description"],
+        "MI": "myocardial infarction",
+    }
+    with pytest.raises(CureError, match="no binary task"):
+        tasks.binary(listed, own.assign(task=False))

@@ -4,10 +4,13 @@ Layout of a store (a folder)::
 
     cohort.json          name, title, source, license, leads, unit, the rates and what they hold
     records.parquet      one row per usable record, see `RECORD_COLUMNS`
-    excluded.parquet     record_id and the reason, for every record that cannot be used
+    excluded.parquet     record_id and the reason, for every record that cannot be used (some sources add a detail)
     statements.csv       the statement table of the source
     signals_100.npy      int16, (n_records_at_that_rate, 12, n_samples), 1 uV per unit: lossless for PTB-XL
     truth.parquet        only where the truth is known (a simulated cohort): what was planted where
+
+`start` and `n_valid` of `records.parquet` say which samples are the record's own and not padding: the first one and how
+many, counted at the cohort's lowest stored rate; at another rate both scale with it.
 
 A record's row in `signals_<rate>.npy` is its `row_<rate>` (-1: not recorded at that rate).
 """
@@ -15,10 +18,12 @@ A record's row in `signals_<rate>.npy` is its `row_<rate>` (-1: not recorded at 
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.signal import resample_poly
 
 from cure import tasks
 from cure.errors import CureError
@@ -40,6 +45,12 @@ RECORD_COLUMNS = (
     "n_flat_leads",
     "clipped_share",
 )
+
+
+def _ratio(to: int, source: int) -> tuple[int, int]:
+    """Steps up and down between two rates."""
+    common = gcd(to, source)
+    return to // common, source // common
 
 
 @dataclass(frozen=True)
@@ -148,12 +159,47 @@ class Cohort:
             raise CureError(f"{(position < 0).sum()} records have no {fs} Hz signal, the first is {first}")
         return packed[position].astype(np.float32) * np.float32(RESOLUTION_MV)
 
+    def resampled(self, rows: np.ndarray, fs: int) -> np.ndarray:
+        """Read records at any rate: as stored where there is such a rate, else resampled from the next higher one.
+
+        Parameters
+        ----------
+        rows : int array
+        fs : int
+            In Hz.
+
+        Returns
+        -------
+        (len(rows), 12, n_samples) float32 array, in mV
+            Padding of short records is part of it, as in `signals`.
+
+        Raises
+        ------
+        CureError
+            If a record is stored at lower rates only.
+        """
+        left, out = np.ones(len(rows), bool), None
+        for rate in (rate for rate in self.rates if rate >= fs):
+            here = left & (self.records[f"row_{rate}"].to_numpy()[rows] >= 0)
+            if not here.any():
+                continue
+            part = self.signals(rows[here], rate)
+            part = part if rate == fs else resample_poly(part, *_ratio(fs, rate), axis=-1).astype(np.float32)
+            out = np.empty((len(rows), *part.shape[1:]), np.float32) if out is None else out
+            out[here], left = part, left & ~here
+        if out is None or left.any():
+            first = self.records["record_id"].to_numpy()[rows][left][0]
+            raise CureError(f"{left.sum()} records have no signal at {fs} Hz or more, the first is {first}")
+        return out
+
     def example(self, code: str, without: str) -> int:
         """Row of the first record that lists one statement and not another; the first of all where none does."""
-        return int((self.listed[code] & ~self.listed[without]).to_numpy().argmax())
+        nobody = np.zeros(len(self), bool)
+        has = {name: self.listed[name].to_numpy() if name in self.listed else nobody for name in (code, without)}
+        return int((has[code] & ~has[without]).argmax())
 
     def binary(self) -> tasks.Labels:
-        """Labels of the eleven binary tasks."""
+        """Labels of the cohort's binary tasks."""
         return tasks.binary(self.listed, self.statements)
 
     def group(self, name: tasks.Group) -> tasks.Labels:

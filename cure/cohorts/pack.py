@@ -1,7 +1,7 @@
-"""From a PTB-XL folder to the packed store: WFDB read once, checked, and never again."""
+"""Stage `prepare`: from raw records to the packed store; for PTB-XL's layout, WFDB read once, checked, never again."""
 
-import json
 import shutil
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,17 +11,16 @@ import pandas as pd
 import wfdb
 
 from cure import paths
-from cure.cohorts import ptbxl
-from cure.cohorts.base import RECORD_COLUMNS, RESOLUTION_MV, Cohort
+from cure.cohorts import code15, ptbxl, wfdb_folder
+from cure.cohorts.base import RESOLUTION_MV, Cohort
+from cure.cohorts.store import write_store
 from cure.download import read_manifest, sha256_file, verify_manifest
 from cure.errors import CureError
-from cure.paths import atomic
 from cure.settings.prepare import PrepareConfig
 from cure.shards import Arrays, compute_shards, fingerprint
 from cure.signals import LEADS
 
 SECONDS = 10
-_LICENSES = {"ptbxl": ptbxl.LICENSE, "synthetic": "MIT"}
 #: WFDB format 16 marks an invalid sample so.
 _INVALID = -32768
 #: An int16 sample this large sits at the recorder's rail.
@@ -36,29 +35,45 @@ def prepare(config: PrepareConfig) -> Cohort:
     CureError
         If files of the manifest are gone or changed, or too many records are unusable.
     """
-    source, profile = config.cohort.source, config.profile
-    raw, manifest = paths.raw(source, profile), read_manifest(paths.manifest(profile))
+    source, raw, manifest = config.cohort.source, config.raw_folder, read_manifest(config.manifest)
     verify_manifest(raw, manifest)
+    license_, pack_source = _SOURCES[source]
     info = {
         "name": config.cohort.name,
         "title": config.cohort.title,
         "source": source,
-        "license": _LICENSES[source],
-        "manifest": sha256_file(paths.manifest(profile)),
+        "license": license_,
+        "manifest": sha256_file(config.manifest),
     }
+    scratch = paths.scratch(config.profile, f"prepare-{config.cohort.name}")
+    pack_source(raw, set(manifest["path"]), info, config.cohort_folder, scratch, config)
+    return Cohort.open(config.cohort_folder)
+
+
+def pack_raw(raw: Path, files: set[str], info: dict, out: Path, scratch: Path, config: PrepareConfig) -> None:
+    """Pack a folder in PTB-XL's layout; see `pack`."""
     pack(
         raw,
         ptbxl.read_metadata(raw),
         ptbxl.read_statements(raw),
-        set(manifest["path"]),
+        files,
         info,
-        config.cohort_folder,
-        paths.scratch(profile, "prepare"),
+        out,
+        scratch,
         chunk_size=config.chunk_size,
         max_excluded=config.max_excluded,
         n_jobs=joblib.cpu_count(),
     )
-    return Cohort.open(config.cohort_folder)
+
+
+#: Source -> licence of the recordings, and what reads the raw files of the manifest and writes the store.
+_SOURCES: dict[str, tuple[str, Callable[[Path, set[str], dict, Path, Path, PrepareConfig], None]]] = {
+    "ptbxl": (ptbxl.LICENSE, pack_raw),
+    "synthetic": ("MIT", pack_raw),
+    "code15": (code15.LICENSE, code15.pack_raw),
+    "synthetic-code15": ("MIT", code15.pack_raw),
+    "wfdb": ("as the folder's owner states", wfdb_folder.pack_raw),
+}
 
 
 def pack(
@@ -137,17 +152,13 @@ def pack(
             "--profile "
             f"{out.parent.name}`, or raise max_excluded"
         )
-    with atomic(out) as store:
-        store.mkdir(parents=True)
-        rates = {fs: _merge(store, records, fs, usable, *parts[fs]) for fs in parts}
-        kept = records[usable].reset_index()
-        kept[[*RECORD_COLUMNS, *(f"row_{fs}" for fs in parts)]].to_parquet(store / "records.parquet")
-        excluded.to_parquet(store / "excluded.parquet")
-        statements.rename_axis("code").to_csv(store / "statements.csv")
-        if (raw / "truth.parquet").is_file():
-            (store / "truth.parquet").write_bytes((raw / "truth.parquet").read_bytes())
-        about = {**info, "leads": LEADS, "unit": "uV", "resolution_mv": RESOLUTION_MV, "rates": rates}
-        (store / "cohort.json").write_text(json.dumps(about, indent=2) + "\n")
+    _add_quality(records, *parts[100])
+    signals = {
+        fs: (np.isin(np.flatnonzero(usable), present), _chosen(shards, usable[present]))
+        for fs, (shards, present) in parts.items()
+    }
+    truth = raw / "truth.parquet"
+    write_store(out, records[usable], excluded, statements, info, signals, truth=truth if truth.is_file() else None)
     shutil.rmtree(scratch)
 
 
@@ -167,30 +178,22 @@ def _records(metadata: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _merge(
-    store: Path, records: pd.DataFrame, fs: int, usable: np.ndarray, shards: list[Path], present: np.ndarray
-) -> dict:
-    """Write one rate's array from its chunks and note in `records` where each record lies."""
-    keep = usable[present]
-    row = np.full(len(records), -1, dtype=np.int32)
-    row[present[keep]] = np.arange(keep.sum())
-    records[f"row_{fs}"] = row
-    if fs == 100:
-        quality = [np.load(shard) for shard in shards]
-        records["n_valid"] = np.int32(SECONDS * fs)
-        for name, missing in (("n_flat_leads", np.int8(0)), ("clipped_share", np.float32(0))):
-            records[name] = missing
-            records.iloc[present, records.columns.get_loc(name)] = np.concatenate([q[name] for q in quality])
-    shape = (int(keep.sum()), len(LEADS), SECONDS * fs)
-    packed = np.lib.format.open_memmap(store / f"signals_{fs}.npy", mode="w+", dtype=np.int16, shape=shape)
-    start = read = 0
+def _add_quality(records: pd.DataFrame, shards: list[Path], present: np.ndarray) -> None:
+    """Columns of `records.parquet` that the 100 Hz signals give; zero for a record that has none."""
+    quality = [np.load(shard) for shard in shards]
+    records["n_valid"] = np.int32(SECONDS * 100)
+    for name, missing in (("n_flat_leads", np.int8(0)), ("clipped_share", np.float32(0))):
+        records[name] = missing
+        records.iloc[present, records.columns.get_loc(name)] = np.concatenate([q[name] for q in quality])
+
+
+def _chosen(shards: list[Path], keep: np.ndarray) -> Iterator[np.ndarray]:
+    """Signals of the records to keep, shard by shard."""
+    read = 0
     for shard in shards:
         signals = np.load(shard)["signals"]
-        chosen = signals[keep[read : read + len(signals)]]
-        packed[start : start + len(chosen)] = chosen
-        start, read = start + len(chosen), read + len(signals)
-    packed.flush()
-    return {"n": shape[0], "n_samples": shape[2]}
+        yield signals[keep[read : read + len(signals)]]
+        read += len(signals)
 
 
 def _read_chunk(raw: Path, names: list[str], fs: int, rows: np.ndarray) -> Arrays:

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from cure.cohorts.base import Cohort
 from cure.errors import CureError
-from cure.models.steps import Highpass, Resample, Scale, Step
+from cure.models.steps import FlattenDecimate, Highpass, Resample, Scale, Step
 from cure.signals import LEADS
+
+#: A remainder shorter than this share of a window gets no window of its own.
+REMAINDER = 0.05
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class InputSpec:
     fs : int
         Sampling rate of the model-ready input, Hz.
     seconds : float
-        Length of a window. A longer record is covered by several, see `starts`.
+        Length of a window. A longer record is covered by several, see `starts`; a shorter one is filled up with zeros
+        at its end, behind the steps that normalise.
     leads : tuple of str
         Lead names in the encoder's order.
     record : tuple of Step
@@ -59,6 +63,9 @@ class InputSpec:
     def windows(self, cohort: Cohort, rows: np.ndarray, *, first: bool = False) -> np.ndarray:
         """Model-ready input of some records, each from the rate that `source_rates` gives.
 
+        The steps see a record's valid samples only (`start` and `n_valid` of `records.parquet`). All records of a
+        cohort have as many windows as its longest needs: those of a shorter one overlap more.
+
         Parameters
         ----------
         cohort : Cohort
@@ -70,24 +77,34 @@ class InputSpec:
         -------
         (n, n_windows, n_leads, n_samples) float32 array
             Without the axis of leads where the spec flattens them.
-
-        Raises
-        ------
-        CureError
-            If the records are shorter than a window.
         """
         rates = self.source_rates(cohort, rows)
-        parts = {
-            int(fs): self.apply(cohort.signals(rows[rates == fs], int(fs)), int(fs), first=first)
-            for fs in np.unique(rates)
-        }
-        if len(parts) == 1:
-            return next(iter(parts.values()))
-        one = next(iter(parts.values()))
-        x = np.empty((len(rows), *one.shape[1:]), np.float32)
-        for fs, part in parts.items():
-            x[rates == fs] = part
-        return x
+        longest = round(cohort.records["n_valid"].max() * self.source_fs / cohort.rates[0])
+        k = self.count(longest, round(self.source_fs * self.seconds))
+        groups: list[tuple[np.ndarray, np.ndarray]] = []
+        for fs in np.unique(rates):
+            of_rate = np.flatnonzero(rates == fs)
+            signals = cohort.signals(rows[of_rate], int(fs))
+            start, length = _valid(cohort, rows[of_rate], int(fs), signals.shape[-1])
+            for n in np.unique(length):
+                chosen = length == n
+                x = _cut(signals[chosen], start[chosen], int(n)) if n < signals.shape[-1] else signals[chosen]
+                groups.append((of_rate[chosen], self.apply(x, int(fs), first=first, n_windows=k)))
+        if len(groups) == 1:
+            return groups[0][1]
+        result = np.empty((len(rows), *groups[0][1].shape[1:]), np.float32)
+        for at, part in groups:
+            result[at] = part
+        return result
+
+    def padded(self, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
+        """Which records are shorter than a window and so end in zeros, (len(rows),) bool."""
+        n_valid = cohort.records["n_valid"].to_numpy()[rows]
+        return np.round(n_valid * (self.source_fs / cohort.rates[0])) < round(self.source_fs * self.seconds)
+
+    def upsampled(self, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
+        """Which records are not stored at the rate that the steps work at, nor above it, (len(rows),) bool."""
+        return self.source_rates(cohort, rows) < self.source_fs
 
     def source_rates(self, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
         """Stored rate in Hz that each record is read at: the encoder's own where there is one, else its highest.
@@ -99,49 +116,72 @@ class InputSpec:
             best[cohort.records[f"row_{fs}"].to_numpy()[rows] >= 0] = fs
         return best
 
-    def apply(self, x: np.ndarray, fs: int, *, first: bool = False) -> np.ndarray:
+    def apply(self, x: np.ndarray, fs: int, *, first: bool = False, n_windows: int | None = None) -> np.ndarray:
         """Turn (n, 12, n_samples) mV at `fs`, leads in CURE's order, into (n, n_windows, ...) model-ready input.
 
         A lead that is constant was not recorded: it is 0 before the first step, as what filters leave of a constant
-        would be blown up by a normalisation.
+        would be blown up by a normalisation. `n_windows` overrides how many windows `count` gives.
         """
         x = x[:, [LEADS.index(lead) for lead in self.leads]]
         x = np.where(np.ptp(x, axis=-1, keepdims=True) == 0, np.float32(0), x)
         for step in self.record:
             x, fs = step(x, fs), step.rate(fs)
         length = round(fs * self.seconds)
-        starts = self.starts(x.shape[-1], length, fs)[: 1 if first else None]
-        cuts = np.stack([x[..., start : start + length] for start in starts], axis=1)
+        starts = self.starts(x.shape[-1], length, n_windows)[: 1 if first else None]
+        # A short record has one window; it is made once and repeated.
+        different = np.unique(starts)
+        cuts = np.stack([x[..., start : start + length] for start in different], axis=1)
         n, k = cuts.shape[:2]
         y = cuts.reshape(n * k, *cuts.shape[2:])
         for step in self.window:
+            if isinstance(step, FlattenDecimate):
+                y = _fill(y, round(fs * self.seconds))
             y, fs = step(y, fs), step.rate(fs)
         if fs != self.fs:
             raise CureError(f"the steps end at {fs} Hz, not at the {self.fs} Hz of the input: add a Resample")
-        return y.reshape(n, k, *y.shape[1:]).astype(np.float32, copy=False)
+        if y.ndim == 3:
+            y = _fill(y, round(fs * self.seconds))
+        y = y.reshape(n, k, *y.shape[1:]).astype(np.float32, copy=False)
+        return y if k == len(starts) else y[:, np.searchsorted(different, starts)]
 
-    def starts(self, n_samples: int, length: int, fs: int) -> np.ndarray:
-        """First samples of the windows that cover a record evenly: as few as do, but at least `n_windows`.
+    def count(self, n_samples: int, length: int) -> int:
+        """How many windows cover a record: as few as do, up to a remainder of `REMAINDER`, but at least `n_windows`.
 
-        Raises
-        ------
-        CureError
-            If the record is shorter than a window.
+        A record that is no longer than a window has one.
         """
-        if n_samples < length:
-            raise CureError(
-                f"records of {n_samples / fs:g} s are shorter than the {self.seconds:g} s that the encoder takes"
-            )
-        if n_samples == length:
-            return np.zeros(1, dtype=int)
-        k = max(-(-n_samples // length), self.n_windows)
-        return np.linspace(0, n_samples - length, k).round().astype(int)
+        if n_samples <= length:
+            return 1
+        whole, rest = divmod(n_samples, length)
+        return max(whole + (rest >= REMAINDER * length), self.n_windows)
+
+    def starts(self, n_samples: int, length: int, k: int | None = None) -> np.ndarray:
+        """First samples of the `k` windows that cover a record evenly from end to end; a single one is centred."""
+        k, spare = self.count(n_samples, length) if k is None else k, max(n_samples - length, 0)
+        return np.array([spare // 2]) if k == 1 else np.linspace(0, spare, k).round().astype(int)
 
     def as_dict(self) -> dict:
         """For manifests: plain values only."""
         steps = {name: [step.as_dict() for step in getattr(self, name)] for name in ("record", "window")}
         plain = {"fs": self.fs, "seconds": self.seconds, "leads": list(self.leads)}
         return {**plain, **steps, "n_windows": self.n_windows}
+
+
+def _valid(cohort: Cohort, rows: np.ndarray, fs: int, n_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """First valid sample and number of valid samples at `fs` of some records; they are counted at the lowest rate."""
+    ratio = fs / cohort.rates[0]
+    about = cohort.records[["start", "n_valid"]].to_numpy()[rows]
+    start, n_valid = np.round(about * ratio).astype(int).T
+    return start, np.minimum(n_valid, n_samples - start)
+
+
+def _cut(x: np.ndarray, start: np.ndarray, n: int) -> np.ndarray:
+    """`n` samples of each record from its own start on."""
+    return np.take_along_axis(x, (start[:, None] + np.arange(n))[:, None], axis=-1)
+
+
+def _fill(x: np.ndarray, length: int) -> np.ndarray:
+    """Zeros at the end up to `length` samples."""
+    return np.pad(x, ((0, 0), (0, 0), (0, length - x.shape[-1]))) if x.shape[-1] < length else x
 
 
 #: Input of the encoders that are trained here: 100 Hz, without baseline wander, in units of 0.2 mV.
@@ -178,6 +218,19 @@ class Encoder(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """(n, n_leads, n_samples) model-ready input to the encoder's own embedding, (n, dim)."""
         return self.readout(self(x))
+
+    def stages(self) -> list[nn.Module]:
+        """The modules that a record passes one after the other, from input to output: for training the last ones only.
+
+        Parameters in none of them, such as a last norm, count to the stage that is registered before them, else to the
+        first.
+
+        Raises
+        ------
+        CureError
+            If the encoder does not say.
+        """
+        raise CureError(f"{type(self).__name__} does not name its stages: it can be probed or trained whole")
 
     def accept(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Turn a published state dict into this module's names, dropping only what is known not to be the encoder.

@@ -67,6 +67,10 @@ class LeadCNN(Encoder):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.normal_(self.lead, std=(2 / (third * len(LEADS))) ** 0.5)
 
+    def stages(self) -> list[nn.Module]:
+        """The filters of the leads (with the matrix of each lead) and the two residual blocks."""
+        return [self.stem, self.trunk[0], self.trunk[2]]
+
     def forward(self, x: Tensor, leads: Sequence[int] | None = None) -> Tensor:
         """(n, n_leads, n_samples) to (n, n_samples / 32, 256) tokens.
 

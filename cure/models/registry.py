@@ -19,9 +19,11 @@ from cure.models.merl import MerlResNet18, MerlViTTiny
 from cure.models.net1d import Clef, EcgFounder
 from cure.models.resnet1d import ResNet1d
 from cure.models.resnet1d_wang import ResNet1dWang
+from cure.models.s4_classifier import S4Classifier
 from cure.models.st_mem import StMem
 from cure.models.vit1d import ViT1d
 from cure.models.weimann_jepa import WeimannJepa
+from cure.models.xresnet1d import XResNet1d101
 
 #: Small encoders that are trained here.
 OWN: dict[str, Callable[[], Encoder]] = {
@@ -29,6 +31,8 @@ OWN: dict[str, Callable[[], Encoder]] = {
     "resnet1d": ResNet1d,
     "resnet1d_wang": ResNet1dWang,
     "vit1d": ViT1d,
+    "xresnet1d101": XResNet1d101,
+    "s4": S4Classifier,
 }
 #: Published architectures; `cure/models/catalogue.yaml` says what they are.
 PUBLISHED: dict[str, Callable[[], Encoder]] = {

@@ -44,6 +44,10 @@ class ResNet1d(Encoder):
                 # He et al. 2015. With torch's default, activations shrink from layer to layer.
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
+    def stages(self) -> list[nn.Module]:
+        """The stem and the blocks."""
+        return [self.stem, *self.blocks]
+
     def forward(self, x: Tensor) -> Tensor:
         """(n, 12, 1000) to (n, 32, 256) tokens."""
         return self.norm(self.blocks(self.stem(x))).transpose(1, 2)

@@ -52,6 +52,10 @@ class ResNet1dWang(Encoder):
                 # He et al. 2015. With torch's default, activations shrink from layer to layer.
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
+    def stages(self) -> list[nn.Module]:
+        """The stem and the blocks."""
+        return [self.stem, *self.blocks]
+
     def forward(self, x: Tensor) -> Tensor:
         """(n, 12, n_samples) to (n, n_samples / 4, 128) tokens."""
         return self.blocks(self.stem(x)).transpose(1, 2)

@@ -37,6 +37,10 @@ class ViT1d(Encoder):
             nn.LayerNorm(self.dim),
         )
 
+    def stages(self) -> list[nn.Module]:
+        """The patches and the transformer layers."""
+        return [self.patches, *list(self.layers)[:-1]]
+
     def forward(self, x: Tensor) -> Tensor:
         """(n, 12, 1000) to (n, 40, 192) tokens."""
         return self.layers(self.patches(x).transpose(1, 2) + self.positions)

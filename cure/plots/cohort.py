@@ -21,7 +21,7 @@ def prevalence(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
 
 
 def distributions(table: pd.DataFrame, pairs: list[tuple[str, str, str]]) -> Figure:
-    """Measured quantities in the records with and without a label.
+    """Measured quantities in the records with and without a label; pairs whose label the cohort lacks are left out.
 
     Parameters
     ----------
@@ -31,6 +31,11 @@ def distributions(table: pd.DataFrame, pairs: list[tuple[str, str, str]]) -> Fig
     """
     import seaborn as sns
 
+    pairs = [pair for pair in pairs if pair[1] in table]
+    if not pairs:
+        figure = Figure(figsize=(5, 1))
+        figure.text(0.5, 0.5, "no label of this cohort has a textbook measurement", ha="center", va="center")
+        return figure
     columns = 3
     figure = Figure(figsize=(8.5, 2.8 * -(-len(pairs) // columns)), layout="constrained")
     for i, (quantity, label, text) in enumerate(pairs):

@@ -1,6 +1,6 @@
 """Settings of stage `heads`."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,14 @@ class HeadsConfig(RepresentationConfig):
     stage = "heads"
 
     heads: list[HeadName] = Field(min_length=1, description="fitted on mean-pooled embeddings and on features")
-    poolings: list[Pooling] = Field(min_length=1, description="compared under the logistic head")
+    grid: Literal["compact", "paper"] = Field(
+        "compact", description="settings tried for each head: a few, or those of the released CURE-FM code"
+    )
+    poolings: list[Pooling] = Field(min_length=1, description="compared under the pooled heads")
+    pooled_heads: list[HeadName] = Field(["logistic"], description="fitted on every pooling, the mean included")
+    concatenate: list[Annotated[list[str], Field(min_length=2)]] = Field(
+        [], description="representations side by side, by folder name: [[leadcnn-ssl-folds-0, ecg-features]]"
+    )
     groups: list[Literal["all", "diag", "sub", "super", "form", "rhythm"]] = Field(
         description="label groups, logistic head, mean pooling, first seed"
     )

@@ -9,7 +9,7 @@ from cure.config import StageConfig
 
 
 class PrepareConfig(StageConfig):
-    """Stage `prepare`: from WFDB files to the packed cohort store."""
+    """Stage `prepare`: from raw records to the packed cohort store."""
 
     stage = "prepare"
 

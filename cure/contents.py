@@ -1,0 +1,64 @@
+"""Contents of a report: what each table holds, and where every table and figure can be found."""
+
+from pathlib import Path
+
+from cure import config, paths, plots
+from cure.findings import notebook_name
+
+
+def index(profile: str) -> str:
+    """Every table and figure with its file and its notebook."""
+    rows = ["| what | file | made by |", "|---|---|---|"]
+    for stage in config.STAGES:
+        folder, notebook = paths.stage(profile, stage), notebook_name(stage)
+        for kind, pattern in (("tables", "*.csv"), ("figures", "*.png")):
+            for file in sorted((folder / kind).glob(pattern)):
+                link = f"[`{file.name}`](../../{kind}/{profile}/{file.name})"
+                rows.append(f"| {_caption(file)} | {link} | [{notebook}]({notebook}.ipynb) |")
+    return "\n".join(rows)
+
+
+def _caption(file: Path) -> str:
+    if file.suffix == ".csv":
+        return TABLES.get(file.stem, file.stem)
+    return f"Figure: {plots.caption(file)['caption']}"
+
+
+#: What each table holds, one line each.
+TABLES = {
+    "cohort": "Who is in the cohort, per part: counts, age, sex, prevalence and support",
+    "label_groups": "The six label groups: labels, support, records",
+    "lead_cost": "Arithmetic of one forward pass against the number of leads",
+    "pretraining_curves": "Losses of self-supervised pre-training by epoch",
+    "pretraining_families": "Objectives of pre-training compared: validation and test scores of a linear probe",
+    "pretraining_families_curves": "Losses of the compared objectives by epoch",
+    "weights": "Pre-trained weights: hash and what they have seen",
+    "recognition": "How often two halves of a validation record find each other, trained and untrained",
+    "representations": "Encoders and features that were extracted",
+    "features": "The main hand-crafted features of every record, and the labels they are about",
+    "features_measured": "Share of records in which a feature could be measured",
+    "spread": "Participation ratio of each representation",
+    "heads": "All scores of all heads with intervals and support",
+    "heads_vs_features": "Paired AUROC differences to the hand-crafted features, Holm-adjusted",
+    "pretraining": "Paired AUROC differences of pre-trained weights to untrained ones, Holm-adjusted",
+    "groups": "Scores of the label groups",
+    "null": "AUROC under permuted labels",
+    "finetune": "All scores of all strategies: linear probe, fine-tuning, training from scratch",
+    "finetune_vs_linear": "Paired AUROC differences of fine-tuning to its alternatives, Holm-adjusted",
+    "finetune_sizes": "Parameters, epochs and records seen by each strategy",
+    "finetune_history": "Training and validation loss by epoch",
+    "structure": "Silhouette, neighbour purity and Davies-Bouldin index of every task in every representation",
+    "structure_null": "The same under permuted labels",
+    "cka": "Debiased linear CKA between representations",
+    "maps": "UMAP and t-SNE coordinates of the records drawn",
+    "shap": "Mean |SHAP| of every embedding dimension, per head, task and split",
+    "concentration": "In how many dimensions the importance of a head is concentrated",
+    "topk": "AUROC of heads refitted on the k most important dimensions, and on random ones",
+    "attribution": "What was attributed to leads and time, and how exactly",
+    "attribution_leads": "Lead occlusion and share of attribution per lead",
+    "attribution_segments": "Occlusion of beat segments and share of attribution per segment",
+    "randomisation": "Similarity of attributions after randomising weights",
+    "catalogue": "Open ECG foundation models: architecture, pre-training, adaptation, input, licence, home",
+    "contamination": "What each model's pre-training saw of each evaluation cohort, with the grade of the evidence",
+    "pointing": "Attributions scored against what was planted (simulated records only)",
+}
