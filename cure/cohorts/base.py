@@ -178,6 +178,7 @@ class Cohort:
         CureError
             If a record is stored at lower rates only.
         """
+        rows = np.asarray(rows)
         left, out = np.ones(len(rows), bool), None
         for rate in (rate for rate in self.rates if rate >= fs):
             here = left & (self.records[f"row_{rate}"].to_numpy()[rows] >= 0)
