@@ -2,10 +2,11 @@
 
 import pandas as pd
 
-from cure import catalogue, config, finetune_tables, paths, plots, pointing, scores, tables, topk
+from cure import catalogue, config, finetune, finetune_tables, paths, plots, pointing, scores, tables, topk
 from cure import families as _families
 from cure import structure as _structure
 from cure.embed import FEATURES, STATISTICS
+from cure.settings.finetune import FinetuneConfig
 from cure.settings.report import ReportConfig
 from cure.tasks import TITLES
 
@@ -87,7 +88,7 @@ def headline(report: ReportConfig) -> str:
         if weights in UNTRAINED
     )
     tuned = finetune_tables.main_rows(_table(report.profile, "finetune", "finetune"), report.metric)
-    tuned = tuned[(tuned["task"] == "macro") & (tuned["strategy"] != "linear")]
+    tuned = tuned[(tuned["task"] == "macro") & ~tuned["strategy"].isin(["linear", "released"])]
     whole = "; ".join(f"{row['label']} {_number(row)}" for _, row in tuned.iterrows())
     return (
         f"**{title[0].upper()}{title[1:]}** ({size['records']:,.0f} records of {size['patients']:,.0f} patients). "
@@ -171,7 +172,10 @@ def _unfinished(report: ReportConfig) -> str:
     """In how many trainings the last epoch was the best: they might have gone on to get better."""
     sizes = _table(report.profile, "finetune", "finetune_sizes").query("strategy != 'linear'")
     wide = sizes.pivot(index=["strategy", "encoder", "split", "seed"], columns="metric", values="value")
-    last = wide["epoch_kept"] == config.parameters("finetune", report.profile)["epochs"]
+    settings = config.check(FinetuneConfig, **config.parameters("finetune", report.profile))
+    most = {(one.name, one.encoder): recipe.epochs for one, recipe in finetune.strategies(settings)}
+    allowed = [most[strategy, encoder] for strategy, encoder in wide.index.droplevel(["split", "seed"])]
+    last = wide["epoch_kept"] == allowed
     counts = last.groupby(["strategy", "encoder"], sort=False).agg(["sum", "size"]).iterrows()
     said = ", ".join(f"{int(n['sum'])} of {int(n['size'])} ({name} {encoder})" for (name, encoder), n in counts)
     return f"Trainings whose last allowed epoch was their best, so that more might have helped: {said}. "

@@ -15,13 +15,22 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
-from cure import config, contents, findings, finetune_tables, paths, plots, resources, tables
+from cure import analyses, config, contents, findings, finetune_tables, paths, plots, resources, tables
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES
 from cure.settings.report import ReportConfig
 
 _UNITS = {"wall_s": "wall time (s)", "cpu_s": "CPU time (s)", "peak_rss_mb": "peak memory (MB)", "cpu": "processor"}
 _MAIN_FIGURE = ("efficiency", "label_efficiency")
+#: Sections of the first page that the template names.
+_ANALYSES = {
+    "efficiency": analyses.efficiency,
+    "protocols": analyses.protocols,
+    "ablations": analyses.ablations,
+    "transfer": analyses.transfer,
+    "probes": analyses.probes,
+    "faithful": analyses.faithful,
+}
 
 
 def render(profile: str) -> None:
@@ -133,6 +142,7 @@ def _index(report: ReportConfig) -> dict:
         "finetuning": _markdown(findings.finetuning(report), profile),
         "structure": _markdown(findings.structure(report), profile),
         "explanation": _markdown(findings.explanation(report), profile),
+        **{name: _markdown(say(report), profile) for name, say in _ANALYSES.items()},
         "null": _markdown(findings.null(report), profile),
         "limits": _markdown(findings.limits(report), profile),
         "main_figure": main[0],

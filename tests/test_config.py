@@ -1,5 +1,6 @@
 import pytest
 import yaml
+from conftest import TINY
 
 from cure import config
 from cure.config import check
@@ -78,7 +79,8 @@ def test_a_second_cohort_has_its_own_folders_and_settings(project):
     assert embed.external.weights_folder == embed.weights_folder
     assert embed.cohort.name == "tiny"
     assert "is_external" not in str(embed.external.model_dump()), "papermill must not get it as a parameter"
-    assert check(config.settings("download"), profile="tiny", n_records=50).external is None
+    (project / "profiles" / "one.yaml").write_text(yaml.safe_dump({**TINY, "external": None}))
+    assert check(config.settings("download"), profile="one", n_records=50).external is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,151 @@
+"""What the report says of the study beyond its main table; every number is read from a table.
+
+Label efficiency, protocols, ablations, transfer to another cohort, what representations hold, faithfulness of
+attributions.
+"""
+
+import pandas as pd
+
+from cure import config, efficiency_tables, faithfulness, paths, selection, tables
+from cure.findings import source
+from cure.protocols import STEPS
+from cure.scores import MEAN
+from cure.settings.report import ReportConfig
+
+
+def _table(report: ReportConfig, stage: str, name: str) -> pd.DataFrame:
+    return tables.read(paths.stage(report.profile, stage), name)
+
+
+def _interval(row: pd.Series) -> str:
+    return f"{row['value']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]"
+
+
+def _gap(row: pd.Series) -> str:
+    return f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
+
+
+def efficiency(report: ReportConfig) -> str:
+    """How far few labels go on a frozen encoder, against fine-tuning with all of them."""
+    settings = config.parameters("efficiency", report.profile)
+    table = _table(report, "efficiency", "label_efficiency_differences")
+    text = efficiency_tables.answer(table, settings["representations"][0])
+    splits = f"Scored on the test records of the first {settings['n_splits']} outer split(s). "
+    return text + "\n\n" + splits + source(report.profile, "efficiency", "label_efficiency")
+
+
+def protocols(report: ReportConfig) -> str:
+    """What the released way of scoring is worth, and what it makes of shuffled labels."""
+    table = _table(report, "protocols", "protocols")
+    macro = table[(table["task"] == "macro") & (table["sample"] == MEAN) & table["metric"].isin(["auroc", "f1"])]
+    heads = list(macro["head"].unique())
+    lines = [
+        "| protocol | labels | "
+        + " | ".join(f"{head}, {metric}" for head in heads for metric in ("AUROC", "F1"))
+        + " |",
+        "|---|---|" + "---|" * (2 * len(heads)),
+    ]
+    for labels in macro["labels"].unique():
+        for step in ("sound", "released"):
+            rows = macro[(macro["labels"] == labels) & (macro["protocol"] == step)].set_index(["head", "metric"])
+            cells = [
+                f"{rows['value'][head, metric]:.3f}" if (head, metric) in rows.index else "not run"
+                for head in heads
+                for metric in ("auroc", "f1")
+            ]
+            lines.append(f"| {step} | {labels} | " + " | ".join(cells) + " |")
+    return (
+        "The same heads on the same embeddings, scored soundly and as the public code does it (balanced sampling by "
+        f"record, best fold, best setting by F1). Between the two lie {len(STEPS) - 2} steps, each in the table. On "
+        "shuffled labels there is nothing to find: what is above .5 there is what the protocol adds by choosing. "
+        + source(report.profile, "protocols", "protocols")
+        + "\n\n"
+        + "\n".join(lines)
+    )
+
+
+def ablations(report: ReportConfig) -> str:
+    """Which choice moves scores most, who ranks first, what balancing costs, and for whom scores are lower."""
+    choices = _table(report, "ablations", "choices").set_index("choice")
+    moved = "; ".join(f"{name} {_interval(row)}" for name, row in choices.iterrows())
+    ranks = _table(report, "ablations", "ranks")
+    best = ranks[(ranks["task"] == "mean rank") & (ranks["metric"] == "rank")].sort_values("value")
+    first = "; ".join(
+        f"{head}: {rows.iloc[0]['encoder']} ({rows.iloc[0]['weights']}), mean rank {rows.iloc[0]['value']:.2f} "
+        f"[{rows.iloc[0]['lo']:.2f}, {rows.iloc[0]['hi']:.2f}] of {rows.iloc[0]['n_methods']:.0f}"
+        for head, rows in best.groupby("head", sort=False)
+    )
+    balanced = _table(report, "ablations", "balanced")
+    macro = balanced[(balanced["task"] == "macro") & balanced["metric"].isin(["auroc", "auprc", "ece"])]
+    cost = "; ".join(f"{row['subject']}, {row['metric'].upper()} {_gap(row)}" for _, row in macro.iterrows())
+    gaps = _table(report, "ablations", "subgroup_gaps")
+    tested = gaps[gaps["supported"].astype(bool)]
+    clear = tested[tested["p_holm"] < 0.05]
+    worst = "" if clear.empty else _worst(clear.loc[clear["value"].abs().idxmax()])
+    return (
+        f"Mean range of macro AUROC when one choice varies and the others are held: {moved}. First by mean rank over "
+        f"tasks, under each head: {first}. Training on balanced records minus training on all, same test records: "
+        f"{cost}. Gaps between groups of age and sex: {len(clear)} of {len(tested)} with support hold after Holm's "
+        f"correction.{worst} " + source(report.profile, "ablations", "subgroup_gaps")
+    )
+
+
+def _worst(row: pd.Series) -> str:
+    return (
+        f" The widest: {row['metric']} of {row['task']}, {row['group']} minus {row['comparator']}, {_gap(row)} "
+        f"({row['subject']})."
+    )
+
+
+def transfer(report: ReportConfig) -> str:
+    """Scores on another cohort beside those at home."""
+    table = _table(report, "transfer", "transfer_drop")
+    rows = table[(table["task"] == "macro") & (table["metric"] == "auroc")]
+    if rows.empty:
+        return "This profile has no second cohort (section `external`), so nothing is transferred."
+    lines = ["| direction | representation | head | at home | elsewhere | difference |", "|---|---|---|---|---|---|"]
+    for _, row in rows.iterrows():
+        name = row["encoder"] if row["weights"] == "none" else f"{row['encoder']} ({row['weights']})"
+        scores = f"{row['internal']:.3f} | {row['external']:.3f} | {_gap(row)}"
+        lines.append(f"| {row['direction']} | {name} | {row['head']} | {scores} |")
+    external = config.load(report.profile).external
+    title = external.title if external else ""
+    simulated = external is not None and external.source.startswith("synthetic")
+    bound = " Simulated records bound nothing about a real cohort." if simulated else ""
+    return (
+        f"Heads trained on one cohort, tested on the other ({title}), macro AUROC over the tasks both have, 95 % "
+        f"intervals over patients of both.{bound} " + source(report.profile, "transfer", "transfer_drop") + "\n\n"
+        "" + "\n".join(lines)
+    )
+
+
+def probes(report: ReportConfig) -> str:
+    """What can be read linearly from each representation, and what choosing a picture by its labels gains."""
+    table = _table(report, "probes", "probes")
+    settings = config.parameters("probes", report.profile)
+    mine = table[(table["encoder"] == settings["encoder"]) & (table["seed"].astype(str).isin(["0", MEAN]))]
+    lines = []
+    for weights in (settings["weights"], "random"):
+        rows = mine[(mine["weights"] == weights) & mine["metric"].isin(["r2", "auroc"])].drop_duplicates("task")
+        said = ", ".join(f"{row['task']} {_interval(row)}" for _, row in rows.iterrows())
+        lines.append(f"* `{settings['encoder']}`, {weights}: {said}.")
+    gain = selection.gain_view(_table(report, "probes", "selection"))
+    return (
+        "Ridge probes, out of fold: explained variance (AUROC for sex).\n\n"
+        + "\n".join(lines)
+        + f"\n\nA UMAP picture whose settings are chosen by the labels of {settings['task']}: silhouette of "
+        f"{gain['true labels'].max():.3f} at most with true labels, {gain['shuffled, largest'].max():.3f} with "
+        "shuffled ones. " + source(report.profile, "probes", "selection")
+    )
+
+
+def faithful(report: ReportConfig) -> str:
+    """Which attributions name what moves the model."""
+    table = _table(report, "faithfulness", "faithfulness")
+    return (
+        "What is taken out or put back first, by each attribution, and how fast the log-odds follow; against a random "
+        "order, the signal's amplitude and the same method on an untrained twin.\n\n"
+        + faithfulness.answer(table)
+        + "\n\n"
+        + source(report.profile, "faithfulness", "faithfulness")
+    )
