@@ -165,12 +165,6 @@ def _wide_sizes(table: pd.DataFrame) -> pd.DataFrame:
     return wide[["trainable", "parameters", "records_seen", "epochs", "epoch_kept"]]
 
 
-def cost_file(config: FinetuneConfig) -> Path:
-    """Where measured costs go: beside the stage's other timings in a pipeline run, else with its interactive output."""
-    in_pipeline = os.environ.get(paths.STAGE) == config.stage
-    return (paths.resources(config.profile) if in_pipeline else config.output) / "finetune_cost.csv"
-
-
 def measure(config: FinetuneConfig, cohort: Cohort, splits: list[Split], trained: Trained) -> None:
     """Write `finetune_cost.csv`: seconds per split and peak memory of each strategy. Nothing of it is ever hashed.
 
@@ -199,7 +193,7 @@ def measure(config: FinetuneConfig, cohort: Cohort, splits: list[Split], trained
         rows.append({**names, "seconds": mean, "n": int(mine.sum()), "peak_mb": peak})
     machine = resources.machine()
     table = pd.DataFrame(rows).assign(cpu=machine["cpu"], cores=machine["cores"])
-    with atomic(cost_file(config)) as part:
+    with atomic(config.measured("finetune_cost")) as part:
         table.round({"seconds": 1, "peak_mb": 0}).to_csv(part, index=False, lineterminator="\n")
 
 

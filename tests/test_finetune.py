@@ -448,10 +448,10 @@ def test_costs_are_measured_for_every_strategy_and_joined_with_sizes(study, trai
 def test_outside_the_pipeline_no_committed_cost_is_overwritten(study, monkeypatch):
     config = study[0]
     monkeypatch.delenv(paths.STAGE, raising=False)
-    assert finetune_tables.cost_file(config).parent == config.output
+    assert config.measured("finetune_cost").parent == config.output
     assert config.output != paths.resources("demo")
     monkeypatch.setenv(paths.STAGE, "finetune")
-    assert finetune_tables.cost_file(config) == paths.resources("demo") / "finetune_cost.csv"
+    assert config.measured("finetune_cost") == paths.resources("demo") / "finetune_cost.csv"
 
 
 def test_learning_curves_have_a_line_for_every_training_and_metric(trained):
