@@ -65,17 +65,21 @@ def fittable(labels: tasks.Labels, splits: list[Split]) -> tasks.Labels:
 def binary(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:
     """Scores of the binary tasks: every head on mean pooling and features, the pooled heads on every pooling.
 
-    Concatenated representations come last, under every head. A task that lacks a class in a training part cannot be
-    fitted and is left out.
+    Some representations are crossed: every pooling under every one of the heads listed for that. Concatenated
+    representations come last, under every head. A task that lacks a class in a training part cannot be fitted and is
+    left out.
     """
     labels = fittable(cohort.binary(), splits)
     everyone = list(dict.fromkeys([*config.heads, *config.pooled_heads]))
     found: list[tuple[dict, dict[str, np.ndarray], list[HeadName]]] = []
+    crossed = [find(config, folder) for folder in config.crossed]
     for one in embed.representations(config):
+        more = config.crossed_heads if one in crossed else []
         poolings = ["mean"] if one.encoder == FEATURES else list(dict.fromkeys(["mean", *config.poolings]))
         for pooling in poolings:
             x = _read(config, cohort, splits, one, pooling)
-            found.append((key(config, one, pooling, ""), x, everyone if pooling == "mean" else config.pooled_heads))
+            fitted = [*(everyone if pooling == "mean" else config.pooled_heads), *more]
+            found.append((key(config, one, pooling, ""), x, list(dict.fromkeys(fitted))))
     found += [(*each, everyone) for each in _concatenated(config, cohort, splits)]
     jobs = [
         Job({**names, "head": head}, x, head, labels.names, labels.y, labels.rows)

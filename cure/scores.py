@@ -69,7 +69,8 @@ def against_features(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFram
 
     Mean pooling only: one comparison per encoder, head and task, Holm-adjusted over the table.
     """
-    plain = predicted[predicted["pooling"].isin(["mean", "none"])].drop(columns="setting")
+    shared = predicted["head"].isin(config.heads) & predicted["pooling"].isin(["mean", "none"])
+    plain = predicted[shared].drop(columns="setting")
     folded, macros = fold_seeds(plain.drop(columns="contaminated"))
     comparator = {"encoder": FEATURES, "weights": "none", "pooling": "none"}
     patients = cohort.records.set_index("record_id")["patient_id"]
@@ -89,7 +90,8 @@ def against_untrained(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFra
     if not kinds:
         raise CureError("no pre-trained weights are part of this profile: list them in its heads section")
     trained = predicted.loc[predicted["weights"].isin(kinds), "encoder"].unique()
-    plain = predicted[predicted["encoder"].isin(trained) & (predicted["pooling"] == "mean")].drop(columns="setting")
+    shared = predicted["head"].isin(config.heads) & (predicted["pooling"] == "mean")
+    plain = predicted[predicted["encoder"].isin(trained) & shared].drop(columns="setting")
     folded, macros = fold_seeds(plain.drop(columns="contaminated"))
     control = [encoder for encoder in config.statistics if encoder in set(trained)]
     pairs = [({"weights": name}, {"weights": "random"}) for name in [*kinds, *([STATISTICS] if control else [])]]

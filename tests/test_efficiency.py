@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
+from small import Small, small
 
-from cure import efficiency, efficiency_tables, embed
+from cure import efficiency, efficiency_tables, embed, finetune, paths
 from cure.efficiency import sample
 from cure.embed import Representation
 from cure.errors import CureError
+from cure.models import registry
 from cure.settings.efficiency import EfficiencyConfig
 from cure.splits import Split, make_splits
 
@@ -183,3 +185,53 @@ def test_everything_is_compared_with_fine_tuning_on_all_labels(config, cohort):
     alone = predicted[predicted["strategy"] == "frozen"]
     empty = efficiency_tables.difference_table(config, cohort, alone)
     assert "nothing to rival" in efficiency_tables.answer(empty, "e-w-0")
+
+
+@pytest.fixture
+def trainable(study, tmp_path, monkeypatch):
+    """The same with an encoder to train, as if pre-trained, and the recipe of a stage `finetune`."""
+    config, cohort, splits = study
+    recipe = {"encoder": "small", "weights": "ssl-folds", "strategies": ["full", "scratch"], "seeds": [4, 5]}
+    recipe |= {"training": {"tuned": {"rates": [1e-3, 1e-2]}, "scratch": {"rates": [1e-3]}}}
+    recipe |= {"epochs": 1, "patience": 1, "batch_size": 16, "weight_decay": 0.02}
+    monkeypatch.setitem(registry.OWN, "small", Small)
+    monkeypatch.setattr(embed, "representations", lambda _: [Representation("small", "ssl-folds", 0)])
+    monkeypatch.setattr(embed, "load_encoder", lambda *_: small())
+    monkeypatch.setattr(efficiency, "parameters", lambda stage, profile: {"profile": profile, **recipe})
+    monkeypatch.setattr(paths, "scratch", lambda profile, stage: tmp_path / "scratch" / stage)
+    values = {"trained": ["full", "scratch"], "n_splits": 1, "training_draws": 2, "least_steps": 1.0}
+    return config.model_copy(update=values), cohort, splits
+
+
+def test_networks_are_trained_on_the_same_samples_as_heads(trainable, monkeypatch):
+    config, cohort, splits = trainable
+    jobs, real = [], finetune.train_all
+    monkeypatch.setattr(finetune, "train_all", lambda found, *args: jobs.extend(found) or real(found, *args))
+    made = efficiency.trained(config, cohort, splits, n_jobs=1)
+    assert len(jobs) == 2 * 2 * 2  # strategies, fractions, draws; one split
+    patients, y = cohort.records["patient_id"].to_numpy(), efficiency.labels(config, cohort, splits).y
+    for job in jobs:
+        both = {f: sample(splits[0], patients, y, f, job.seed, smallest=0.5, seed=0) for f in (0.5, 1.0)}
+        (fraction,) = [f for f, one in both.items() if _same(job, one)]
+        assert len(job.split.train) >= 0.9 * len(splits[0].train)  # a small sample is repeated: as many steps
+        assert fraction == 1.0 or len(np.unique(job.split.train)) < 0.7 * len(splits[0].train)
+        assert job.strategy.rates == (1e-3,)
+    assert len({job.starts.weights_sha256() for job in jobs if job.strategy.name == "scratch"}) == 2  # a draw, a start
+    assert len({job.starts.weights_sha256() for job in jobs if job.strategy.name == "full"}) == 1
+    predicted = made.predicted
+    assert set(predicted["fraction"]) == {np.float32(0.5), np.float32(1)}
+    assert set(predicted["seed"]) == {0, 1}
+    per = predicted.groupby(["strategy", "fraction", "seed", "task"], observed=True)["record_id"]
+    per = per.agg(["size", "nunique"])
+    assert (per == len(splits[0].test)).all(axis=None)
+    assert (made.seconds["seconds"] > 0).all() and len(made.seconds) == 8
+
+
+def _same(job, one) -> bool:
+    return set(job.split.train) == set(one.split.train) and set(job.split.val) == set(one.split.val)
+
+
+def test_without_networks_nothing_is_trained(study):
+    config, cohort, splits = study
+    made = efficiency.trained(config, cohort, splits)
+    assert made.predicted.empty and made.seconds.empty

@@ -18,6 +18,10 @@ class HeadsConfig(RepresentationConfig):
     )
     poolings: list[Pooling] = Field(min_length=1, description="compared under the pooled heads")
     pooled_heads: list[HeadName] = Field(["logistic"], description="fitted on every pooling, the mean included")
+    crossed: list[str] = Field(
+        [], description="representations, by folder name, under every pooling and every one of `crossed_heads`"
+    )
+    crossed_heads: list[HeadName] = Field([], description="see `crossed`; all others are fitted under `heads`")
     concatenate: list[Annotated[list[str], Field(min_length=2)]] = Field(
         [], description="representations side by side, by folder name: [[leadcnn-ssl-folds-0, ecg-features]]"
     )
