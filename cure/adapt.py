@@ -13,6 +13,7 @@ from cure.cohorts.base import Cohort
 from cure.embed import pool
 from cure.errors import CureError
 from cure.heads import best_threshold
+from cure.lengths import require_whole
 from cure.models import Encoder, InputSpec
 from cure.paths import atomic
 from cure.shards import Arrays, fingerprint
@@ -273,7 +274,14 @@ def _scored(
 
 
 def input_file(spec: InputSpec, cohort: Cohort, scratch: Path) -> Path:
-    """Model-ready input of the whole cohort, in a file that all workers map."""
+    """Model-ready input of the whole cohort, the first window of each record, in a file that all workers map.
+
+    Raises
+    ------
+    CureError
+        If a record does not fill a window.
+    """
+    require_whole(spec, cohort, "finetune")
     file = scratch / f"input-{fingerprint(spec.as_dict(), cohort.info, len(cohort))}.npy"
     if not file.exists():
         with atomic(file) as part:

@@ -57,7 +57,9 @@ def protocols(report: ReportConfig) -> str:
     return (
         "The same heads on the same embeddings, scored soundly and as the public code does it (balanced sampling by "
         f"record, best fold, best setting by F1). Between the two lie {len(STEPS) - 2} steps, each in the table. On "
-        "shuffled labels there is nothing to find: what is above .5 there is what the protocol adds by choosing. "
+        "shuffled labels there is nothing to find: what AUROC has above .5 there is selection, and patients on both "
+        "sides. F1 depends on prevalence, which the released protocol sets to one half: compare it with its own row of "
+        "shuffled labels, not across protocols. "
         + source(report.profile, "protocols", "protocols")
         + "\n\n"
         + "\n".join(lines)
@@ -67,12 +69,13 @@ def protocols(report: ReportConfig) -> str:
 def ablations(report: ReportConfig) -> str:
     """Which choice moves scores most, who ranks first, what balancing costs, and for whom scores are lower."""
     choices = _table(report, "ablations", "choices").set_index("choice")
-    moved = "; ".join(f"{name} {_interval(row)}" for name, row in choices.iterrows())
+    moved = "; ".join(f"{name} {_interval(row)} over {row['n_levels']:.1f} levels" for name, row in choices.iterrows())
     ranks = _table(report, "ablations", "ranks")
-    best = ranks[(ranks["task"] == "mean rank") & (ranks["metric"] == "rank")].sort_values("value")
+    ranks = ranks[ranks["task"] == "mean rank"]
+    best = ranks[ranks["metric"] == "rank"]
+    share = ranks[ranks["metric"] == "p_best"].set_index(["head", "encoder", "weights"])["value"]
     first = "; ".join(
-        f"{head}: {rows.iloc[0]['encoder']} ({rows.iloc[0]['weights']}), mean rank {rows.iloc[0]['value']:.2f} "
-        f"[{rows.iloc[0]['lo']:.2f}, {rows.iloc[0]['hi']:.2f}] of {rows.iloc[0]['n_methods']:.0f}"
+        f"{head}: {_leaders(rows[rows['value'] == rows['value'].min()], share)} of {rows['n_methods'].iloc[0]:.0f}"
         for head, rows in best.groupby("head", sort=False)
     )
     balanced = _table(report, "ablations", "balanced")
@@ -83,11 +86,22 @@ def ablations(report: ReportConfig) -> str:
     clear = tested[tested["p_holm"] < 0.05]
     worst = "" if clear.empty else _worst(clear.loc[clear["value"].abs().idxmax()])
     return (
-        f"Mean range of macro AUROC when one choice varies and the others are held: {moved}. First by mean rank over "
-        f"tasks, under each head: {first}. Training on balanced records minus training on all, same test records: "
-        f"{cost}. Gaps between groups of age and sex: {len(clear)} of {len(tested)} with support hold after Holm's "
-        f"correction.{worst} " + source(report.profile, "ablations", "subgroup_gaps")
+        f"Mean range of macro AUROC when one choice varies and the others are held (representations include untrained "
+        f"ones): {moved}. First by mean rank over tasks, under each head: {first}. Training on balanced records minus "
+        f"training on all, same test records: {cost}. Gaps between groups of age and sex: {len(clear)} of "
+        f"{len(tested)} with support hold after Holm's correction.{worst} "
+        + source(report.profile, "ablations", "subgroup_gaps")
     )
+
+
+def _leaders(rows: pd.DataFrame, share: pd.Series) -> str:
+    """Methods of the lowest mean rank, all of them where they tie, and in how many draws each is best."""
+    names = [
+        f"{row['encoder']} ({row['weights']}; best in {share[tuple(row[['head', 'encoder', 'weights']])]:.0%} of draws)"
+        for _, row in rows.iterrows()
+    ]
+    row = rows.iloc[0]
+    return f"{' and '.join(names)}, mean rank {row['value']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]"
 
 
 def _worst(row: pd.Series) -> str:
@@ -123,19 +137,21 @@ def probes(report: ReportConfig) -> str:
     """What can be read linearly from each representation, and what choosing a picture by its labels gains."""
     table = _table(report, "probes", "probes")
     settings = config.parameters("probes", report.profile)
-    mine = table[(table["encoder"] == settings["encoder"]) & (table["seed"].astype(str).isin(["0", MEAN]))]
+    mine = table[(table["encoder"] == settings["encoder"]) & (table["seed"].astype(str) == MEAN)]
     lines = []
     for weights in (settings["weights"], "random"):
         rows = mine[(mine["weights"] == weights) & mine["metric"].isin(["r2", "auroc"])].drop_duplicates("task")
         said = ", ".join(f"{row['task']} {_interval(row)}" for _, row in rows.iterrows())
         lines.append(f"* `{settings['encoder']}`, {weights}: {said}.")
     gain = selection.gain_view(_table(report, "probes", "selection"))
+    picture, held = (gain.loc[(records, "chosen UMAP")] for records in ("fitted", "held out"))
     return (
-        "Ridge probes, out of fold: explained variance (AUROC for sex).\n\n"
+        "Ridge probes, out of fold: explained variance (AUROC for sex); untrained: mean over initialisations.\n\n"
         + "\n".join(lines)
-        + f"\n\nA UMAP picture whose settings are chosen by the labels of {settings['task']}: silhouette of "
-        f"{gain['true labels'].max():.3f} at most with true labels, {gain['shuffled, largest'].max():.3f} with "
-        "shuffled ones. " + source(report.profile, "probes", "selection")
+        + f"\n\nA UMAP picture whose settings are chosen by the labels of {settings['task']}: silhouette "
+        f"{picture['true labels']:.3f} with true labels, {picture['shuffled, largest']:.3f} at most with shuffled "
+        f"ones; of records held out {held['true labels']:.3f} and {held['shuffled, largest']:.3f}. "
+        + source(report.profile, "probes", "selection")
     )
 
 

@@ -198,7 +198,8 @@ def contrast_view(table: pd.DataFrame) -> pd.DataFrame:
     """Of the differences between classes, per task and method: how many bins stand out, and which lies highest.
 
     `excluding zero` is the share of lead-and-time bins whose pointwise 95 % interval does not hold zero. If nothing
-    were there, 0.05 would be expected, but neighbouring bins and leads go together: read it beside the twin's.
+    were there, 0.05 would be expected, but neighbouring bins and leads go together: read it beside the twin's. The
+    highest of many bins is a selection: no interval is given for it.
     """
     rows = []
     for (task, method), part in table[table["group"] == DIFFERENCE].groupby(["task", "method"], sort=False):
@@ -208,8 +209,6 @@ def contrast_view(table: pd.DataFrame) -> pd.DataFrame:
             "largest in": top["lead"],
             "ms from R": top["ms"],
             "value": top["value"],
-            "lo": top["lo"],
-            "hi": top["hi"],
         }
         rows.append({"task": task, "method": method, "excluding zero": outside, **place, "n": top["n"]})
     return pd.DataFrame(rows).set_index(["task", "method"]).round(3)

@@ -12,10 +12,12 @@ import pandas as pd
 from scipy.stats import hypergeom
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 from cure.bootstrap import Array, interval, patient_draws
 from cure.cohorts.base import Cohort
 from cure.embed import Representation
+from cure.errors import CureError
 from cure.geometry import Space
 from cure.probes import each
 from cure.settings.structure import DrawsConfig
@@ -159,8 +161,8 @@ def calinski_harabasz(z: Array, codes: Array, weights: Array, whole: Array | Non
 
 
 def k_means(z: Array, k: int, seed: int) -> Array:
-    """Clusters of `z` (n, dim), (n,) int: the best of `N_INIT` starts. For one thread: more would add in any order."""
-    with warnings.catch_warnings():
+    """Clusters of `z` (n, dim), (n,) int: the best of `N_INIT` starts. On one thread: more would add in any order."""
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct records than clusters
         return KMeans(k, n_init=N_INIT, random_state=seed, algorithm="lloyd").fit_predict(z)
 
@@ -168,26 +170,33 @@ def k_means(z: Array, k: int, seed: int) -> Array:
 # --- dimensions -----------------------------------------------------------------------------------------
 
 
-def two_nn(distance: Array, neighbours: Array, weights: Array, discard: float = DISCARD) -> Array:
+def two_nn(distance: Array, patient_id: Array, weights: Array, discard: float = DISCARD) -> Array:
     """Intrinsic dimension from the ratio of the distances to the two nearest neighbours (TwoNN, Facco et al. 2017).
 
     The ratios mu of points on a d-dimensional manifold have `-log (1 - F(mu)) = d log mu`: d is the slope through the
     origin, without the `discard` largest ratios. Nothing but these two distances has to be uniform.
 
+    The neighbours are those of `nearest_patients`: with two records of one patient, mu would be about 1 and the
+    dimension without bounds, whatever the manifold.
+
     Parameters
     ----------
     distance : (n, n) array
-    neighbours : (n, 2) int array
-        The two nearest of other patients, in any order: a second record of a patient is near whatever the manifold.
+    patient_id : (n,) array
     weights : (m, n) array
         How often each record counts; distances stay those of the sample.
 
     Returns
     -------
     (m,) float64 array
-        NaN where fewer than two different ratios count. A record at distance 0 from another counts nowhere.
+        NaN where fewer than two different ratios count. A record at distance 0 from another patient's counts nowhere.
+
+    Raises
+    ------
+    CureError
+        If there are fewer than three patients.
     """
-    near = np.sort(np.take_along_axis(distance, neighbours, axis=1), axis=1)
+    near = nearest_patients(distance, patient_id)
     kept = np.flatnonzero(near[:, 0] > 0)
     x = np.log(near[kept, 1] / near[kept, 0])
     order = np.argsort(x, kind="stable")
@@ -197,6 +206,23 @@ def two_nn(distance: Array, neighbours: Array, weights: Array, discard: float = 
     y = -np.log1p(-np.minimum(share, 1 - discard))
     spread = w @ np.square(x)
     return np.divide((w * y) @ x, spread, out=np.full(len(w), np.nan), where=spread > 0)
+
+
+def nearest_patients(distance: Array, patient_id: Array) -> Array:
+    """Distances of each record to the nearest record of another patient and to the nearest of a third, (n, 2).
+
+    Parameters and errors as in `two_nn`.
+    """
+    n_patients = len(np.unique(patient_id))
+    if n_patients < 3:
+        raise CureError(
+            f"a dimension needs records of three patients, there are {n_patients} among {len(patient_id)} test "
+            "records: prepare a larger cohort, or fewer outer splits, in the profile's section cohort"
+        )
+    other = np.where(patient_id[:, None] != patient_id, distance, np.inf)
+    first = np.argmin(other, axis=1)
+    third = np.where(patient_id[first][:, None] != patient_id, other, np.inf)
+    return np.stack([other[np.arange(len(other)), first], third.min(axis=1)], axis=1)
 
 
 def participation_ratio(z: Array) -> float:
@@ -306,8 +332,7 @@ def _dimensions(patients: list[Array], weights: list[Array], spaces: list[Array]
     size = np.stack([w.sum(axis=1) for w in weights])
     each_two, each_ratio = [], []
     for patient_id, w, z in zip(patients, weights, spaces, strict=True):
-        space = Space.of(z, patient_id, 2)
-        each_two.append(two_nn(space.distance, space.neighbours, w))
+        each_two.append(two_nn(Space.of(z, patient_id, 1).distance, patient_id, w))
         each_ratio.append(np.r_[participation_ratio(z), np.full(len(w) - 1, np.nan)])
     nothing = np.empty(0)
     found = zip(DIMENSIONS, (each_two, each_ratio), strict=True)

@@ -9,6 +9,7 @@ training records whatever the fraction: what is scarce here is labels, not ECGs.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, product
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,15 @@ _TRIES = 1000
 
 @dataclass(frozen=True)
 class Sample:
-    """The patients whose labels may be used: a share of a split's training and validation patients, drawn once."""
+    """The patients whose labels may be used: a share of a split's training and validation patients.
+
+    `tried` orders of patients were drawn until the smallest sample held both classes of every task.
+    """
 
     fraction: float
     draw: int
     split: Split
+    tried: int
 
 
 def sample(
@@ -69,16 +74,16 @@ def sample(
         If no order was found whose smallest sample has both classes of every task.
     """
     rng = np.random.default_rng([seed, draw, int(split.test[0])])
-    for _ in range(_TRIES):
+    tried, held = 0, False
+    while not held and tried < _TRIES:
         order = rng.permutation(np.unique(patients[split.train]))
         first = y[_of(split.train, patients, order, smallest)]
-        if (first.any(axis=0) & ~first.all(axis=0)).all():
-            break
-    else:
+        tried, held = tried + 1, bool((first.any(axis=0) & ~first.all(axis=0)).all())
+    if not held:
         raise CureError(f"{split.name}: no sample of {smallest:.0%} of the patients has both classes of all tasks")
     chosen = rng.permutation(np.unique(patients[split.val]))
     train, val = _of(split.train, patients, order, fraction), _of(split.val, patients, chosen, fraction)
-    return Sample(fraction, draw, replace(split, train=train, val=val))
+    return Sample(fraction, draw, replace(split, train=train, val=val), tried)
 
 
 def _of(rows: np.ndarray, patients: np.ndarray, order: np.ndarray, fraction: float) -> np.ndarray:
@@ -186,9 +191,10 @@ class Trained:
 def trained(config: EfficiencyConfig, cohort: Cohort, splits: list[Split], *, n_jobs: int = -1) -> Trained:
     """Fine-tune and train from scratch on every sample, by the recipe of the profile's stage `finetune`.
 
-    The learning rate is the first that the recipe lists: a search in every sample would double the time. A small sample
-    is repeated within an epoch until it gives `least_steps` of the steps of all records, or a tenth of the labels would
-    also mean a tenth of the training. Each training is resumable, see `cure.finetune`.
+    With the most labels the learning rate is chosen on validation among all that the recipe lists; smaller samples take
+    the first, since a search in every one would double the time. A small sample is repeated within an epoch until it
+    gives `least_steps` of the steps of all records, or a tenth of the labels would also mean a tenth of the training.
+    Each training is resumable, see `cure.finetune`.
     """
     if not config.trained:
         return Trained(pd.DataFrame(), pd.DataFrame())
@@ -218,9 +224,10 @@ def _trainings(
     smallest = min(config.fractions)
     for job, fraction, draw in product(once, sorted(config.fractions), range(config.training_draws)):
         one = sample(job.split, patients, y, fraction, draw, smallest=smallest, seed=config.seed)
-        repeats = max(1, round(config.least_steps * len(job.split.train) / len(one.split.train)))
+        repeats = max(1, ceil(config.least_steps * len(job.split.train) / len(one.split.train)))
         split = replace(one.split, train=np.tile(one.split.train, repeats))
-        strategy = replace(job.strategy, rates=job.strategy.rates[:1])
+        rates = job.strategy.rates[: None if fraction == max(config.fractions) else 1]
+        strategy = replace(job.strategy, rates=rates)
         yield one, finetune.reseeded(replace(job, split=split, strategy=strategy), draw)
 
 
@@ -236,14 +243,15 @@ def sizes(config: EfficiencyConfig, cohort: Cohort, splits: list[Split]) -> pd.D
     Returns
     -------
     DataFrame
-        `fraction, metric, task, value, lo, hi`: median, lowest and highest. Metric is `records`, `patients` or
-        `positives`.
+        `fraction, metric, task, value, lo, hi`: median, lowest and highest. Metric is `records`, `patients`,
+        `positives` or `orders tried`: more than one means that samples hold more of rare findings than chance gives.
     """
     found, patients, rows = labels(config, cohort, splits), cohort.records["patient_id"].to_numpy(), []
     for fraction in sorted(config.fractions):
         for one in chain.from_iterable(samples(config, cohort, splits, fraction, config.draws)):
             train = one.split.train
             count = {("records", ""): len(train), ("patients", ""): len(np.unique(patients[train]))}
+            count[("orders tried", "")] = one.tried
             count |= {
                 ("positives", task): int(n) for task, n in zip(found.names, found.y[train].sum(axis=0), strict=True)
             }

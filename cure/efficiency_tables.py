@@ -39,7 +39,9 @@ def curve_table(config: EfficiencyConfig, cohort: Cohort, predicted: pd.DataFram
         {name: support.loc[list(tasks), "supported"].sum() for name, tasks in averages(support.index).items()}
     )
     averaged = averaged.merge(_spread(single, names), on=[*names, "task", "metric"], how="left")
-    averaged["sd"] = averaged["sd"].where(averaged["n_samples"] >= MIN_DRAWS)
+    # Members are repeated samples: their variance is that of the samples, times (n - 1) / n.
+    n = averaged["n_samples"]
+    averaged["sd"] = (averaged["sd"] * np.sqrt(n / (n - 1).clip(lower=1))).where(n >= MIN_DRAWS)
     return averaged.assign(seed=MEAN).drop(columns=["n_pos_patients", "n_undefined"])
 
 
@@ -142,11 +144,14 @@ def answer(differences: pd.DataFrame, folder: str, task: str = "macro") -> str:
     return (
         f"Heads on `{folder}`, frozen, against fine-tuning with **all** labels, macro AUROC, "
         f"p < 0.05 after Holm's correction: " + "; ".join(said) + ". *Not told apart* is no proof of equality: the "
-        "interval says how large a difference may be."
+        "interval says how large a difference may be. Heads choose their regularisation in every sample; fine-tuning "
+        "chooses among its learning rates with all labels only."
     )
 
 
 def _verdict(row: tuple) -> str:
+    if np.isnan(row.p_holm):  # type: ignore[attr-defined]
+        return "not known, too few positives"
     decided = row.p_holm < 0.05  # type: ignore[attr-defined]
     word = ("better" if row.value > 0 else "worse") if decided else "not told apart"  # type: ignore[attr-defined]
     return f"{word} ({row.value:+.3f} [{row.lo:+.3f}, {row.hi:+.3f}])"  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ from cure.config import RepresentationConfig, StageConfig, check, parameters
 from cure.errors import CureError
 from cure.features import ecg_features
 from cure.models import Encoder, weights
-from cure.models.base import one_thread
+from cure.models.base import one_thread, pool
 from cure.normalisation import take_statistics
 from cure.paths import atomic
 from cure.settings.embed import EmbedConfig
@@ -229,20 +229,6 @@ def read_split(
     return read(_folder(config.embeddings_folder / one.folder, one, split), pooling, cohort)
 
 
-def pool(tokens: Tensor, pooling: str) -> Tensor:
-    """Reduce (n, t, dim) tokens to (n, dim) by `mean`, `max` or `min` over time, or by taking the `last` token."""
-    match pooling:
-        case "mean":
-            return tokens.mean(dim=1)
-        case "max":
-            return tokens.amax(dim=1)
-        case "min":
-            return tokens.amin(dim=1)
-        case "last":
-            return tokens[:, -1]
-    raise CureError(f"unknown pooling {pooling!r}: choose from mean, max, min, last")
-
-
 def extract(
     cohort: Cohort,
     encoder: Encoder,
@@ -259,7 +245,9 @@ def extract(
 ) -> str:
     """Embed every record of a cohort under every pooling, in shards that survive an interruption.
 
-    Each window of a record is pooled by itself; the record's embedding is the mean over its windows.
+    Each window of a record is pooled by itself; the record's embedding is the mean over its windows. Of a window that
+    ends in zeros the tokens of its valid samples are pooled (`InputSpec.filled`); all of them by `own`, and where the
+    encoder's tokens are not `timed`. A window that only repeats the one before is not encoded again.
 
     Parameters
     ----------
@@ -299,15 +287,19 @@ def extract(
 
     def one_batch(rows: np.ndarray) -> Arrays:
         x = torch.from_numpy(encoder.input_spec.windows(cohort, rows))
+        new = torch.ones(x.shape[:2], dtype=torch.bool)
+        new[:, 1:] = (x[:, 1:] != x[:, :-1]).flatten(2).any(dim=2)
+        share = encoder.input_spec.filled(cohort, rows)[new.numpy()] if encoder.timed else np.ones(int(new.sum()))
         pooled: dict[str, list[Tensor]] = {name: [] for name in poolings}
         with torch.inference_mode():
-            for windows in x.flatten(0, 1).split(batch_size):
+            for i, windows in enumerate(x[new].split(batch_size)):
                 with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-                    tokens = encoder(windows.to(device))
+                    tokens = encoder(windows.to(device)).float()
+                some = share[i * batch_size :][:batch_size]
                 for name in poolings:
-                    pooled[name].append(encoder.readout(tokens.float()) if name == OWN else pool(tokens.float(), name))
-        each = {name: torch.cat(parts).unflatten(0, x.shape[:2]) for name, parts in pooled.items()}
-        return {name: value.mean(dim=1).cpu().numpy() for name, value in each.items()}
+                    pooled[name].append(encoder.readout(tokens) if name == OWN else pool(tokens, name, some))
+        at = (new.flatten().cumsum(0) - 1).unflatten(0, x.shape[:2]).to(device)
+        return {name: torch.cat(parts)[at].mean(dim=1).cpu().numpy() for name, parts in pooled.items()}
 
     def compute(rows: np.ndarray) -> Arrays:
         # A batch is one thread's, from reading to pooling: no core waits for another, and sums are in the same order
@@ -321,7 +313,7 @@ def extract(
                 raise CureError(f"{label}: the {name} embedding of record {record_id[rows[bad][0]]} is not finite")
         return arrays
 
-    decides = (poolings, shard_size, batch_size, device, dtype)
+    decides = (poolings, shard_size, batch_size, device, dtype, encoder.timed)
     job = scratch / fingerprint(sha, spec, cohort.info, decides)
     with one_thread():
         shards = compute_shards(job, len(cohort), shard_size, compute, desc=label)

@@ -154,15 +154,22 @@ def _mlp(data: Data, seed: int, grid: Grid) -> Candidates:
     if grid == "compact":
         for alpha in MLP_ALPHA:
             model = MLPClassifier(
-                (64,), alpha=alpha, learning_rate_init=MLP_RATE, batch_size=min(128, len(z)), random_state=seed
+                (64,), alpha=alpha, learning_rate_init=MLP_RATE, batch_size=min(128, len(z)), random_state=_order(seed)
             )
             best, epoch = _stopped(model, z, z_val, data, MLP_EPOCHS, MLP_PATIENCE)
             yield make_pipeline(scale, best), f"alpha={alpha:g}, epoch={epoch}"
         return
     for layers, width, rate in product((1, 2, 3), (64, 128, 256, 512), (1e-4, 1e-3, 1e-2)):
-        model = MLPClassifier((width,) * layers, learning_rate_init=rate, batch_size=min(64, len(z)), random_state=seed)
+        model = MLPClassifier(
+            (width,) * layers, learning_rate_init=rate, batch_size=min(64, len(z)), random_state=_order(seed)
+        )
         best, epoch = _stopped(model, z, z_val, data, 100, 10)
         yield make_pipeline(scale, best), f"layers={layers}, width={width}, rate={rate:g}, epoch={epoch}"
+
+
+def _order(seed: int) -> np.random.RandomState:
+    """A generator that goes on from epoch to epoch: a number would give every `partial_fit` the same batches."""
+    return np.random.RandomState(seed)
 
 
 def _stopped(

@@ -21,6 +21,7 @@ from cure.embed import Representation
 from cure.errors import CureError
 from cure.heads import fit_head
 from cure.importance import explained
+from cure.lengths import require_whole
 from cure.pointing import GRADIENT, IG, MIN_RECORDS, OCCLUSION, PRODUCT, TWIN, TWIN_GRADIENT, over_patients
 from cure.progress import progress
 from cure.settings.explain import ExplainConfig
@@ -124,7 +125,7 @@ def labels(config: ExplainConfig, cohort: Cohort) -> dict[str, np.ndarray]:
     known = cohort.binary()
     if missing := [task for task in config.tasks if task not in known.names]:
         raise CureError(
-            f"section explain of profile '{config.profile}': {missing[0]!r} is no binary task; "
+            f"section {config.stage} of profile '{config.profile}': {missing[0]!r} is no binary task; "
             f"choose from {', '.join(known.names)}"
         )
     return {task: known.y[:, known.names.index(task)] for task in config.tasks}
@@ -186,6 +187,7 @@ def _attribute(config: ExplainConfig, cohort: Cohort, y: np.ndarray, split: Spli
     torch.set_num_threads(1)
     probe = fit_probe(config, cohort, explained(config), y, split)
     spec = probe.encoder.input_spec
+    require_whole(spec, cohort, config.stage)
     x = spec.read(cohort, rows)
     own = attribution.integrated_gradients(probe, x, config.steps)
     twin = attribution.integrated_gradients(

@@ -22,6 +22,7 @@ from cure.cohorts.base import Cohort
 from cure.embed import Representation
 from cure.errors import CureError
 from cure.importance import explained
+from cure.lengths import require_whole
 from cure.pointing import AMPLITUDE, GRADIENT, IG, MIN_RECORDS, PRODUCT, TWIN, TWIN_GRADIENT
 from cure.progress import progress
 from cure.removal import SHARES, agreement, area, curves, occlusion, order
@@ -36,7 +37,8 @@ SECOND, SECOND_GRADIENT = "integrated gradients, second twin", "mean gradient, s
 #: Whose orders are tested. The signed ones take what raises the log-odds first and what lowers them last; the others
 #: take what is large, whatever its sign.
 RANKED = (SIGNED, IG, GRADIENT, PRODUCT, OCCLUSION, AMPLITUDE, RANDOM, TWIN_SIGNED, TWIN, TWIN_GRADIENT)
-#: Whose sizes are compared. The two twins beside each other are the reference: neither has learned anything.
+#: Whose sizes are compared. The two twins beside each other are the reference: encoders that learned nothing, under
+#: heads that did.
 COMPARED = (IG, GRADIENT, PRODUCT, OCCLUSION, AMPLITUDE, RANDOM, TWIN, SECOND, TWIN_GRADIENT, SECOND_GRADIENT)
 MAPPED = (IG, GRADIENT, TWIN, TWIN_GRADIENT)
 DELETION, INSERTION, GAP = "deletion", "insertion", "insertion less deletion"
@@ -143,6 +145,7 @@ def _test(
     spec = probe.encoder.input_spec
     if set(spec.leads) != set(LEADS):
         raise CureError(f"stage faithfulness compares twelve leads; {config.encoder} takes {', '.join(spec.leads)}")
+    require_whole(spec, cohort, config.stage)
     x, mv = spec.read(cohort, rows), cohort.resampled(rows, 100)
     own = attribution.integrated_gradients(probe, x, config.steps)
     other = attribution.integrated_gradients(twin, x, config.steps, tolerance=np.inf)

@@ -314,9 +314,9 @@ def limits(report: ReportConfig) -> str:
         "Labels are taken as annotated, at any likelihood.",
         f"Pre-training ran with {_count(report, 'pretrain')} and fine-tuning with {_count(report, 'finetune')}: what "
         "other seeds would change is not covered by the intervals.",
-        "How pre-training weighs its two losses (one of five settings) and the peak learning rate of fine-tuning (one "
-        "of three; from scratch one of two) were chosen by labelled scores on validation parts of PTB-XL's oldest "
-        "records. Where folds rotate, such records are test records of other splits.",
+        "How pre-training weighs its two losses (one of five settings), and which learning rates and numbers of epochs "
+        "fine-tuning chooses among, were set by labelled scores on validation parts of PTB-XL's oldest records. Where "
+        "folds rotate, such records are test records of other splits.",
         "The average waves of the simulator were fitted to class averages of PTB-XL: weights pre-trained on "
         "simulated ECGs have seen no recording, but are not independent of its oldest records.",
         "That the mean gradient is the attribution scored against the planted truth was decided after integrated "

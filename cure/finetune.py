@@ -24,6 +24,7 @@ from cure.cohorts.base import Cohort
 from cure.embed import Representation
 from cure.errors import CureError
 from cure.models import Encoder
+from cure.models.base import seeded
 from cure.paths import atomic
 from cure.progress import progress
 from cure.settings.finetune import FinetuneConfig, Training
@@ -79,7 +80,8 @@ def strategies(config: FinetuneConfig) -> list[tuple[Strategy, Recipe]]:
 
     `released` is the comparator as CURE-FM's public code runs it, on the encoder of this study: a learning rate of
     1e-7, and random weights, because the line that would load them is commented out; patience 4, as many epochs as the
-    other strategies at most. There stopping looks at AUROC, here at the loss.
+    other strategies at most. There stopping looks at AUROC, here at the loss. Its head starts from random weights, as
+    there; the heads of all others start at zero.
     """
     models.check([config.encoder, *config.floors])
     base = Recipe(config.epochs, config.batch_size, 1.0, config.weight_decay, patience=config.patience)
@@ -163,6 +165,10 @@ class Job:
         if one.name == "attentive":
             return AttentiveProbe(self.starts.dim, n_tasks)
         model = Classifier(copy.deepcopy(self.starts), one.pooling, n_tasks, one.window_s)
+        if one.name == "released":
+            # From zero, 1e-7 would leave a head of equal weights, which ranks records by the sum of their features.
+            with seeded(self.seed):
+                model.head.reset_parameters()
         if one.name.startswith("last-"):
             model.train_last(int(one.name.removeprefix("last-")))
         if one.decay < 1:

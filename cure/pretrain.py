@@ -23,6 +23,7 @@ from cure import models, paths
 from cure.beats import MedianBeats, median_beats
 from cure.cohorts import synthetic
 from cure.cohorts.base import Cohort
+from cure.lengths import require_whole
 from cure.models import Encoder, InputSpec
 from cure.models.leadcnn import LeadCNN
 from cure.objectives import N_TARGETS, OBJECTIVES, Batch, Objective
@@ -120,6 +121,7 @@ def jobs(config: PretrainConfig, cohort: Cohort, splits: list[Split]) -> list[Jo
 def corpora(config: PretrainConfig, cohort: Cohort, splits: list[Split], objectives: Iterable[str]) -> list[Corpus]:
     """The training part of each split, all with the same arrays; beats are measured if an objective asks for them."""
     every = np.arange(len(cohort))
+    require_whole(models.load(config.encoder).input_spec, cohort, config.stage)
     x = _inputs(models.load(config.encoder).input_spec, cohort, paths.scratch(config.profile, "pretrain"))
     measured = any(OBJECTIVES[name].beats for name in objectives)
     beats = median_beats(cohort.resampled(every, 100), 100) if measured else None

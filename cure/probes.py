@@ -5,7 +5,7 @@ error on the validation records, and the test records are predicted once. Every 
 changed places between patients: many labels share one decomposition of the records.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,14 +16,13 @@ from scipy.stats import rankdata
 from threadpoolctl import threadpool_limits
 
 from cure import embed
-from cure.bootstrap import Array, holm, interval, label_permutations, metrics_weighted, paired_difference, patient_draws
+from cure.bootstrap import Array, Plan, apply, holm, interval, label_permutations, paired_difference, patient_draws
 from cure.cohorts.base import Cohort
 from cure.embed import FEATURES, Representation
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES, support
 from cure.heads import scaler
 from cure.progress import progress
-from cure.scores import MEAN
 from cure.settings.probes import ProbesConfig
 from cure.splits import Split
 from cure.structure import Measured, Results, averaged
@@ -38,7 +37,11 @@ _MIN_BLOCKS = 10
 MEASURED = {"heart_rate": ("heart_rate_bpm", "bpm"), "pr": ("pr_ms", "ms"), "qrs": ("qrs_ms", "ms")}
 MEASURED |= {"qt": ("qt_ms", "ms")}
 
+#: Labels, out-of-fold predictions and training means, (3, n_tested), of every target in every representation.
+Guesses = dict[Representation, dict[str, Array]]
+
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -166,18 +169,20 @@ def make_trials(
     return trials
 
 
-def probe(trials: list[Trial], splits: list[Split], spaces: list[Array]) -> dict[tuple[str, str], Measured]:
-    """All metrics of all targets in one representation; `spaces` holds all records, (n_records, dim), of each split.
+def predict(
+    trials: list[Trial], splits: list[Split], spaces: list[Array]
+) -> Iterator[tuple[Trial, Array, Array, Array]]:
+    """Fit all targets in one representation; `spaces` holds all records, (n_records, dim), of each split.
 
-    `r2` is `1 - sum (y - prediction)^2 / sum (y - training mean)^2` over out-of-fold predictions: 0 for a probe that
-    knows the training mean only, negative for one that does worse. `mae` is in the unit of the target. `auroc`, of a
-    binary target, ranks records by how far the prediction lies above the training mean: a split whose training part
-    holds more positives tests fewer, and pooled predictions of an ignorant probe would rank worse than chance.
+    Yields
+    ------
+    trial : Trial
+    y, predicted, mean : (n_tested, 1 + n_permutations) float64 arrays
+        Labels, out-of-fold predictions and training means, in the order of `trial.tested`.
     """
     alike: dict[bytes, list[Trial]] = {}
     for trial in trials:
         alike.setdefault(np.isfinite(trial.target.values).tobytes(), []).append(trial)
-    found: dict[tuple[str, str], Measured] = {}
     for several in alike.values():
         # Targets of the same records share a decomposition.
         labels = np.concatenate([trial.labels for trial in several], axis=1)
@@ -189,14 +194,25 @@ def probe(trials: list[Trial], splits: list[Split], spaces: list[Array]) -> dict
             mean.append(np.broadcast_to(labels[train].mean(axis=0), predicted[-1].shape))
         arrays = labels[np.concatenate(several[0].tested)], np.concatenate(predicted), np.concatenate(mean)
         columns = (np.split(array, ends, axis=1) for array in arrays)
-        for trial, y, guess, level in zip(several, *columns, strict=True):
-            metrics = score(y, guess, level, trial.weights, trial.target.binary)
-            found |= {(trial.target.name, name): measured for name, measured in metrics.items()}
+        yield from zip(several, *columns, strict=True)
+
+
+def probe(trials: list[Trial], splits: list[Split], spaces: list[Array]) -> dict[tuple[str, str], Measured]:
+    """All metrics of all targets in one representation; parameters as in `predict`, metrics as in `score`."""
+    found: dict[tuple[str, str], Measured] = {}
+    for trial, y, predicted, mean in predict(trials, splits, spaces):
+        metrics = score(y, predicted, mean, trial.weights, trial.target.binary)
+        found |= {(trial.target.name, name): measured for name, measured in metrics.items()}
     return found
 
 
 def score(y: Array, predicted: Array, mean: Array, weights: Array, binary: bool) -> dict[str, Measured]:
     """Metrics of out-of-fold predictions, in the sample and all draws for the first column, in the sample for the rest.
+
+    `r2` is `1 - sum (y - prediction)^2 / sum (y - training mean)^2` over out-of-fold predictions: 0 for a probe that
+    knows the training mean only, negative for one that does worse. `mae` is in the unit of the target. `auroc`, of a
+    binary target, ranks records by how far the prediction lies above the training mean: a split whose training part
+    holds more positives tests fewer, and pooled predictions of an ignorant probe would rank worse than chance.
 
     Parameters
     ----------
@@ -207,7 +223,7 @@ def score(y: Array, predicted: Array, mean: Array, weights: Array, binary: bool)
     """
     if binary:
         above = predicted - mean
-        drawn = metrics_weighted(y[:, 0], above[:, 0], 0.5, weights, ("auroc",))["auroc"]
+        drawn = apply([Plan.of(y[:, 0], above[:, 0], ranking_only=True)], weights, ["auroc"])[0, 0]
         n_pos = y[:, 1:].sum(axis=0)
         ranks = (rankdata(above[:, 1:], axis=0) * y[:, 1:]).sum(axis=0)
         null = (ranks - n_pos * (n_pos + 1) / 2) / (n_pos * (len(y) - n_pos))
@@ -225,11 +241,18 @@ def score(y: Array, predicted: Array, mean: Array, weights: Array, binary: bool)
 # --- a study ------------------------------------------------------------------------------------------
 
 
-def each(work: Callable[[T], dict], items: Sequence[T], desc: str) -> list[dict]:
+def each(work: Callable[[T], R], items: Sequence[T], desc: str) -> list[R]:
     """Do `work` on every item, several at a time and one thread each: a result does not depend on the others."""
+
+    def alone(item: T) -> R:
+        # OpenMP keeps its number of threads per thread, so that it has to be set in the worker.
+        with threadpool_limits(1):
+            return work(item)
+
+    # BLAS has one number for the whole process: without this, the first worker to end would raise it for the others.
     with threadpool_limits(1):
         done = joblib.Parallel(n_jobs=joblib.cpu_count(), backend="threading", return_as="generator")(
-            joblib.delayed(work)(item) for item in items
+            joblib.delayed(alone)(item) for item in items
         )
         return list(progress(done, desc=desc, total=len(items), unit="representation"))
 
@@ -242,18 +265,27 @@ def scaled(config: ProbesConfig, cohort: Cohort, splits: list[Split], one: Repre
     ]
 
 
-def probe_all(config: ProbesConfig, cohort: Cohort, splits: list[Split], trials: list[Trial]) -> Results:
-    """Every target in every representation.
+def probe_all(
+    config: ProbesConfig, cohort: Cohort, splits: list[Split], trials: list[Trial]
+) -> tuple[Results, Guesses]:
+    """Metrics of every target in every representation, and the predictions behind them.
 
     Hand-crafted features are probed for age and sex only: the measurements are among them.
     """
 
-    def work(one: Representation) -> dict[tuple[str, str], Measured]:
+    def work(one: Representation) -> tuple[dict[tuple[str, str], Measured], dict[str, Array]]:
         mine = [t for t in trials if one.encoder != FEATURES or t.target.name not in MEASURED]
-        return probe(mine, splits, scaled(config, cohort, splits, one))
+        found: dict[tuple[str, str], Measured] = {}
+        guesses: dict[str, Array] = {}
+        for trial, y, predicted, mean in predict(mine, splits, scaled(config, cohort, splits, one)):
+            metrics = score(y, predicted, mean, trial.weights, trial.target.binary)
+            found |= {(trial.target.name, name): measured for name, measured in metrics.items()}
+            guesses[trial.target.name] = np.stack([y[:, 0], predicted[:, 0], mean[:, 0]])
+        return found, guesses
 
     everyone = embed.representations(config)
-    return dict(zip(everyone, each(work, everyone, "probes"), strict=True))
+    found, guesses = zip(*each(work, everyone, "probes"), strict=True)
+    return dict(zip(everyone, found, strict=True)), dict(zip(everyone, guesses, strict=True))
 
 
 def probes_table(config: ProbesConfig, cohort: Cohort, trials: list[Trial], results: Results) -> pd.DataFrame:
@@ -286,28 +318,64 @@ def describe(cohort: Cohort, trial: Trial) -> dict:
     return {"unit": trial.target.unit, **counts}
 
 
-def comparisons(config: ProbesConfig, cohort: Cohort, trials: list[Trial], results: Results) -> pd.DataFrame:
+def comparisons(
+    config: ProbesConfig, cohort: Cohort, splits: list[Split], trials: list[Trial], guesses: Guesses
+) -> pd.DataFrame:
     """Paired differences in R2 and AUROC: trained weights against the same encoder untrained, all against features.
 
-    The initialisations of an encoder count as their mean, inside each draw. Holm's correction is over the table.
+    The initialisations of an encoder count as their mean, inside each draw. Holm's correction is over the table. There
+    are 100 draws per test, from `config.n_draws` to 20,000: p is at least `2 / (1 + draws)`, and with 1,000 draws no
+    difference, however large, would stay below 0.05 in a family of 26 tests or more.
     """
     about = {trial.target.name: describe(cohort, trial) for trial in trials}
-    found: dict[tuple[str, str], dict[tuple[str, str], Measured]] = {}
-    for key, what, measured in averaged(config, results):
-        if key["seed"] == MEAN and what[1] != "mae":
-            found.setdefault((key["encoder"], key["weights"]), {})[what] = measured
+    members: dict[tuple[str, str], list[Representation]] = {}
+    for one in guesses:
+        members.setdefault((one.encoder, one.weights), []).append(one)
+    pairs = [
+        (name, other, trial)
+        for name in members
+        for other in ((name[0], "random"), (FEATURES, "none"))
+        for trial in trials
+        if other != name and name[0] != FEATURES and other in members and about[trial.target.name]["supported"]
+        if all(trial.target.name in guesses[members[which][0]] for which in (name, other))
+    ]
+    if not pairs:
+        return pd.DataFrame()
+    every = np.concatenate([split.test for split in splits])
+    patient_id = cohort.records["patient_id"].to_numpy()[every]
+    n_draws = max(config.n_draws, min(100 * len(pairs), 20_000))
+    draws = patient_draws(patient_id, n_draws, np.random.default_rng(config.seed))
+    weights = np.vstack([np.ones(len(every), np.uint8), draws])
+    drawn: dict[tuple[str, tuple[str, str]], Array] = {}
+    for trial in trials:
+        task, columns = trial.target.name, np.flatnonzero(np.isfinite(trial.target.values[every]))
+        known = [one for one in guesses if task in guesses[one]]
+        values = _redrawn([guesses[one][task] for one in known], weights, columns, trial.target.binary)
+        for name, ones in members.items():
+            if at := [known.index(one) for one in ones if one in known]:
+                drawn[task, name] = values[at].mean(axis=0)
     rows = []
-    for name, mine in found.items():
-        for other in ((name[0], "random"), (FEATURES, "none")):
-            for what in mine if other != name else ():
-                if name[0] != FEATURES and what in found.get(other, {}) and about[what[0]]["supported"]:
-                    one, two = mine[what], found[other][what]
-                    d = paired_difference(one.draws[0], two.draws[0], one.draws[1:], two.draws[1:])
-                    row: dict = {"cohort": cohort.name, "encoder": name[0], "weights": name[1], "task": what[0]}
-                    row |= {"metric": what[1], "comparator": ", ".join(other), "value": d.value}
-                    rows.append(row | {"lo": d.lo, "hi": d.hi, "p": d.p, "n": about[what[0]]["n"]})
+    for name, other, trial in pairs:
+        task = trial.target.name
+        mine, theirs = drawn[task, name], drawn[task, other]
+        d = paired_difference(mine[0], theirs[0], mine[1:], theirs[1:])
+        row: dict = {"cohort": cohort.name, "encoder": name[0], "weights": name[1], "task": task}
+        row |= {"metric": "auroc" if trial.target.binary else "r2", "comparator": ", ".join(other), "value": d.value}
+        rows.append(row | {"lo": d.lo, "hi": d.hi, "p": d.p, "n": about[task]["n"]})
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table["p"].to_numpy())) if len(table) else table
+    return table.assign(p_holm=holm(table["p"].to_numpy()))
+
+
+def _redrawn(several: list[Array], weights: Array, columns: Array, binary: bool) -> Array:
+    """AUROC or R2, as in `score`, of predictions of one target, which are of `columns` of `weights`; (m, draws)."""
+    if binary:
+        how: dict = {"columns": columns, "n_columns": weights.shape[1], "ranking_only": True}
+        return apply([Plan.of(y, guess - mean, **how) for y, guess, mean in several], weights, ["auroc"])[:, 0]
+    y, _, mean = several[0]  # the same for all
+    sums = np.stack([*(np.square(y - guess) for _, guess, _ in several), np.square(y - mean)], axis=1)
+    chunks = np.split(weights, range(500, len(weights), 500))  # all at once would be large as float64
+    total = np.concatenate([chunk[:, columns].astype(float) @ sums for chunk in chunks])
+    return (1 - total[:, :-1] / total[:, -1:]).T
 
 
 def view(main: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:

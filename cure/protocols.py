@@ -3,14 +3,13 @@
 The released code of CURE-FM cuts both classes to the size of the smaller one, over the whole cohort and before any
 split; splits records, not patients, into stratified folds; takes the setting of a head by the F1 of a cross-validation;
 and reports the fold with the highest F1, beside the median over folds, which it calls the average. Nothing is held out
-for a last test. Here one thing is changed after the other, from the sound protocol to that one (`STEPS`), so that each
-shows what it is worth.
+for a last test. `STEPS` lead from the sound protocol to that one. Each changes one thing, but for `balanced cohort`,
+where a new cross-validation brings several at once (`ALSO`).
 
 What is not known of the released code is read in its favour: the scaler is fitted inside the training records. The
 fits are in `cure.released`.
 """
 
-from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import pandas as pd
 import sklearn
 
 from cure import embed, predictions
-from cure.bootstrap import Array, interval, label_permutations, metrics
+from cure.bootstrap import Array, Plan, apply, interval, label_permutations, metrics, patient_draws
 from cure.cohorts.base import Cohort
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES, evaluate
@@ -32,17 +31,26 @@ from cure.splits import Split
 
 #: From the sound protocol to the released one, each with what it changes in the one before (short: tables cut at 50).
 STEPS = {
-    "sound": "patients apart, natural prevalence",
-    "balanced test": "same scores, as many negatives as positives",
-    "balanced cohort": "balanced training too, folds by patient, median",
+    "sound": "patients apart, natural prevalence, parts pooled",
+    "within parts": "same scores, metrics averaged over test parts",
+    "balanced test": "same scores, both classes weigh alike in a part",
+    "balanced cohort": "balanced training, fewer records, choice by F1",
     "by record": "a patient's records may be on both sides",
     "best fold": "the fold with the highest F1, not the median",
     "released": "the setting with the highest reported F1",
 }
+#: What a step changes besides.
+ALSO = {"balanced cohort": "no validation, new folds by patient, median"}
+#: Steps that score the sound predictions within each test part, and whether both classes weigh alike there.
+_WITHIN = {"within parts": False, "balanced test": True}
 #: How the steps that split by record report their folds.
 _REPORTS = {"by record": "median fold", "best fold": "best fold", "released": "best setting"}
 #: Metrics of every step; F1 at 0.5, as the released code has it. `f1_tuned` exists where there is a validation part.
 METRICS = {"auroc": "auroc", "auprc": "auprc", "f1_half": "f1", "f1_tuned": "f1_tuned"}
+#: Metrics of `steps_view`.
+_SHOWN = ["auroc", "auprc", "f1", "f1_tuned"]
+#: Samples that an interval over samples needs: the central 95 % of fewer are little more than their range.
+MIN_SAMPLES = 10
 #: Records of each class in every part of the inner cross-validation, at least.
 _MIN_PER_PART = 2
 #: Patients that must share a number of records for their labels to be permuted in blocks.
@@ -134,7 +142,6 @@ def run(config: ProtocolsConfig, cohort: Cohort, splits: list[Split]) -> tuple[p
             frames.append(pd.DataFrame({**about, "head": head, **what, **values}))
     predicted = pd.concat(frames, ignore_index=True)
     rows = [row for part in done[len(sounds) :] for row in part]
-    rows += list(_balanced_test(config, predicted, tasks))
     return predicted, pd.DataFrame([{**about, **row} for row in rows])
 
 
@@ -153,8 +160,13 @@ def _sound_shuffled(
         ((score, threshold, _),) = _sound(Grid([]), x, y, split, config.seed)
         parts.append((y[split.test], score, np.full(len(score), threshold)))
     truth, scores, thresholds = (np.concatenate(part) for part in zip(*parts, strict=True))
-    numbers = metrics(truth, scores, thresholds, tuple(METRICS)) | {"n": len(truth), "n_pos": int(truth.sum())}
-    return _rows("sound", HEADS[0], task, "shuffled", i, numbers)
+    about = {"n": len(truth), "n_pos": int(truth.sum())}
+    found = _rows("sound", HEADS[0], task, "shuffled", i, metrics(truth, scores, thresholds, tuple(METRICS)) | about)
+    once = [np.ones((1, len(truth)), np.uint8) for truth, *_ in parts]
+    for step, balanced in _WITHIN.items():
+        numbers = dict(zip(METRICS, within(parts, once, balanced)[:, 0], strict=True))
+        found += _rows(step, HEADS[0], task, "shuffled", i, numbers | about)
+    return found
 
 
 def _sampled(
@@ -167,7 +179,10 @@ def _sampled(
     i: int,
     labels: str,
 ) -> list[dict]:
-    """All numbers of one balanced sample: cross-validated with patients apart, and by record."""
+    """All numbers of one balanced sample: cross-validated with patients apart, and by record.
+
+    On permuted labels only logistic regression is fitted with patients apart, as on the sound side.
+    """
     y = task.y if labels == "true" else _permuted(config, task, patients, splits, i)
     rng = np.random.default_rng([config.seed, 2, task.number, i])
     rows = balanced_sample(y, config.sample_percentage, config.max_per_class, rng)
@@ -176,11 +191,11 @@ def _sampled(
         by_record = cross_validate(grid, x[rows], y[rows], np.arange(len(rows)), config.n_folds, rng)
         for head, (step, how) in product(HEADS, _REPORTS.items()):
             out += _rows(step, head, task, labels, i, reported(by_record, grid.heads == head, how))
-        if labels == "true":
-            apart = cross_validate(grid, x[rows], y[rows], patients[rows], config.n_folds, rng)
-            for head in HEADS:
-                numbers = reported(apart, grid.heads == head, "median fold")
-                out += _rows("balanced cohort", head, task, labels, i, numbers)
+        tried = grid if labels == "true" else Grid([])
+        apart = cross_validate(tried, x[rows], y[rows], patients[rows], config.n_folds, rng)
+        for head in dict.fromkeys(tried.heads):
+            numbers = reported(apart, tried.heads == head, "median fold")
+            out += _rows("balanced cohort", head, task, labels, i, numbers)
     return out
 
 
@@ -194,19 +209,6 @@ def _permuted(config: ProtocolsConfig, task: Task, patients: Array, splits: list
     return y
 
 
-def _balanced_test(config: ProtocolsConfig, predicted: pd.DataFrame, tasks: list[Task]) -> Iterator[dict]:
-    """The sound scores again, on balanced samples of the test records."""
-    for (name, head), frame in predicted.groupby(["task", "head"], sort=False, observed=True):
-        (task,) = (task for task in tasks if task.name == name)
-        y, score, threshold = (frame[column].to_numpy() for column in ("y", "score", "threshold"))
-        for i in range(config.n_seeds):
-            rng = np.random.default_rng([config.seed, 3, task.number, i])
-            rows = balanced_sample(y.astype(bool), config.sample_percentage, config.max_per_class, rng)
-            numbers = metrics(y[rows], score[rows], threshold[rows], tuple(METRICS))
-            about = {"n": len(rows), "n_pos": len(rows) // 2}
-            yield from _rows("balanced test", head, task, "true", i, numbers | about)
-
-
 def _rows(step: str, head: str, task: Task, labels: str, i: int, numbers: dict) -> list[dict]:
     what = {"protocol": step, "head": head, "labels": labels, "task": task.name, "sample": i}
     about = {"n": int(numbers["n"]), "n_pos": int(numbers["n_pos"])}
@@ -216,22 +218,94 @@ def _rows(step: str, head: str, task: Task, labels: str, i: int, numbers: dict) 
 # --- tables -----------------------------------------------------------------------------------------------
 
 
+def within(parts: list[tuple[Array, Array, Array]], weights: list[Array], balanced: bool) -> Array:
+    """Metrics of each test part, averaged over the parts that hold both classes, each part weighted alike.
+
+    The heads of different outer splits put their scores on different scales. Pooled over parts, AUROC and AUPRC pay
+    for that; within a part, as in the fold of a cross-validation, they do not.
+
+    Parameters
+    ----------
+    parts : list of (y, score, threshold)
+        Bool labels, scores and tuned thresholds, (n_part,) each.
+    weights : list of (n_draws, n_part) arrays
+        How often each record of a part counts in each draw.
+    balanced : bool
+        Weigh the negatives of a part down (or up) to its positives, in every draw. AUROC does not depend on that.
+
+    Returns
+    -------
+    (len(METRICS), n_draws) float64 array
+        NaN in draws where no part holds both classes.
+    """
+    total = np.zeros((len(METRICS), len(weights[0])))
+    count = np.zeros(len(weights[0]), int)
+    for (y, score, threshold), drawn in zip(parts, weights, strict=True):
+        y, weight = np.asarray(y, bool), drawn.astype(float)
+        n_pos, n_neg = weight[:, y].sum(axis=1), weight[:, ~y].sum(axis=1)
+        if balanced:
+            weight[:, ~y] *= (n_pos / np.maximum(n_neg, 1))[:, None]
+        both = (n_pos > 0) & (n_neg > 0)
+        total += np.where(both, apply([Plan.of(y, score, threshold)], weight, tuple(METRICS))[0], 0)
+        count += both
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _within_table(
+    config: ProtocolsConfig, predicted: pd.DataFrame, patients: pd.Series, counted: list[str]
+) -> pd.DataFrame:
+    """Rows of the steps in `_WITHIN`, true labels, with patient-bootstrap intervals; draws as `evaluate` has them."""
+    record_id = np.sort(predicted["record_id"].unique())
+    patient = patients.loc[record_id].to_numpy()
+    draws = patient_draws(patient, config.n_draws, np.random.default_rng(config.seed))
+    weights = np.concatenate([np.ones((1, len(record_id)), np.uint8), draws])
+    constant = [name for name in predicted if name in _COLUMNS and name not in ("task", "head")]
+    rows = []
+    for (step, balanced), (head, one) in product(_WITHIN.items(), predicted.groupby("head", sort=False, observed=True)):
+        about = {**one.iloc[0][constant].to_dict(), "protocol": step, "head": head}
+        found = {}
+        for name, frame in one.groupby("task", sort=False, observed=True):
+            split = [part for _, part in frame.groupby("split", sort=False, observed=True)]
+            parts = [(p["y"].to_numpy(bool), p["score"].to_numpy(), p["threshold"].to_numpy()) for p in split]
+            held = [weights[:, np.searchsorted(record_id, part["record_id"])] for part in split]
+            found[name] = within(parts, held, balanced)
+            used = [part for part in split if part["y"].nunique() == 2]
+            members = pd.concat(used or split)
+            behind = {"n": len(members), "n_pos": members["y"].sum()}
+            behind |= {"n_patients": patients.loc[members["record_id"]].nunique(), "supported": name in counted}
+            rows += _with_intervals({**about, "task": name, **behind}, found[name])
+        behind = {"n": len(record_id), "n_patients": len(np.unique(patient)), "supported": bool(counted)}
+        values = np.mean([found[name] for name in counted], axis=0) if counted else np.full_like(found[name], np.nan)
+        rows += _with_intervals({**about, "task": "macro", **behind, "n_tasks": len(counted)}, values)
+    return pd.DataFrame(rows)
+
+
+def _with_intervals(about: dict, values: Array) -> list[dict]:
+    """One row per metric from (n_metrics, 1 + n_draws) values, of which the first is the number itself."""
+    lo, hi, _ = interval(values[:, 1:]) if about["supported"] else (np.full(len(values), np.nan),) * 2 + (0,)
+    named = zip(METRICS.values(), values[:, 0], lo, hi, strict=True)
+    return [{**about, "metric": name, "value": value, "lo": low, "hi": high} for name, value, low, high in named]
+
+
 def protocols_table(
     config: ProtocolsConfig, cohort: Cohort, predicted: pd.DataFrame, sampled: pd.DataFrame
 ) -> pd.DataFrame:
     """All numbers of all steps: one row per sample, and rows with sample `mean` that average over samples.
 
     Rows with task `macro` average over the `n_tasks` tasks with enough positives in every step: `MIN_POSITIVES` in a
-    fold of the balanced sample. `spread` says what `lo` and `hi` are: 95 % over `patients`
-    (bootstrap), or the central 95 % of the `samples` (and permutations). Numbers without support have neither.
+    fold of the balanced sample. `spread` says what `lo` and `hi` are: 95 % over `patients` (bootstrap), or the central
+    95 % of the `samples` (and permutations), of which there must be `MIN_SAMPLES`. Numbers without support have
+    neither.
     """
     sizes = {task.name: task.size for task in chosen_tasks(config, cohort)}
     counted = [name for name, size in sizes.items() if size // config.n_folds >= MIN_POSITIVES]
     patients = cohort.records.set_index("record_id")["patient_id"]
     plain = predicted.drop(columns="setting")
     options = {"n_draws": config.n_draws, "seed": config.seed, "macros": {"macro": counted}}
-    whole = evaluate(plain, patients, metrics=tuple(METRICS), **options)  # type: ignore[arg-type]
-    whole = whole.assign(labels="true", sample=MEAN, spread="patients", metric=whole["metric"].map(METRICS))
+    pooled = evaluate(plain, patients, metrics=tuple(METRICS), **options)  # type: ignore[arg-type]
+    pooled = pooled.assign(protocol="sound", metric=pooled["metric"].map(METRICS))
+    whole = pd.concat([pooled, _within_table(config, plain, patients, counted)], ignore_index=True)
+    whole = whole.assign(labels="true", sample=MEAN, spread="patients")
     sampled = sampled.assign(supported=sampled["task"].isin(counted))
     names = [name for name in sampled if name not in ("task", "value", "n", "n_pos")]
     macro = sampled[sampled["supported"]].groupby(names, sort=False, observed=True)["value"].agg(["mean", "size"])
@@ -241,11 +315,13 @@ def protocols_table(
     rows = []
     for key, part in single.groupby(names, sort=False, observed=True, dropna=False):
         row = dict(zip(names, key, strict=True))
-        lo, hi, _ = interval(part["value"].to_numpy()) if row["supported"] else (np.nan, np.nan, 0)
+        enough = row["supported"] and part["value"].notna().sum() >= MIN_SAMPLES
+        lo, hi, _ = interval(part["value"].to_numpy()) if enough else (np.nan, np.nan, 0)
         about = {name: part[name].median().round() for name in ("n", "n_pos") if part[name].notna().any()}
         rows.append({**row, "sample": MEAN, "value": part["value"].mean(), "lo": lo, "hi": hi, **about})
     averaged = pd.DataFrame(rows).assign(spread="samples")
     table = pd.concat([whole, averaged, single], ignore_index=True)[_COLUMNS]
+    table["spread"] = table["spread"].where(table["lo"].notna())
     order = {name: i for i, name in enumerate([*STEPS, "true", "shuffled", *HEADS])}
     table = table.sort_values(["labels", "protocol", "head"], key=lambda c: c.map(order), kind="stable")
     counts = dict.fromkeys(("n", "n_pos", "n_patients", "n_tasks"), "Int64")
@@ -254,23 +330,39 @@ def protocols_table(
 
 def steps_legend() -> pd.DataFrame:
     """What each step changes, in words."""
-    return pd.DataFrame({"step": STEPS.keys(), "what changes": STEPS.values()})
+    also = [ALSO.get(step, "") for step in STEPS]
+    return pd.DataFrame({"step": STEPS.keys(), "what changes": STEPS.values(), "and with it": also})
 
 
 def steps_view(table: pd.DataFrame, labels: str = "true") -> pd.DataFrame:
-    """Averages over tasks as a paper prints them, `value [lo, hi]`: a row per step, a column per head and metric."""
+    """Averages over tasks as a paper prints them, `value [lo, hi]`: a row per step, a column per head and metric.
+
+    The last column says what the brackets are over; empty where there are none. `f1_tuned` is F1 at the threshold of
+    the validation part, for steps that have one.
+    """
     chosen = table[(table["task"] == "macro") & (table["sample"] == MEAN) & (table["labels"] == labels)]
-    text = [f"{r.value:.3f} [{r.lo:.3f}, {r.hi:.3f}]" for r in chosen.itertuples()]
+    text = [f"{r.value:.3f}" + (f" [{r.lo:.3f}, {r.hi:.3f}]" if np.isfinite(r.lo) else "") for r in chosen.itertuples()]
     wide = chosen.assign(text=text).pivot(index="protocol", columns=["head", "metric"], values="text").fillna("")
-    columns = pd.MultiIndex.from_product([HEADS, ["auroc", "auprc", "f1"]])
-    return wide.reindex([step for step in STEPS if step in wide.index])[columns].rename_axis(index=None)
+    columns = pd.MultiIndex.from_product([HEADS, _SHOWN])
+    view = wide.reindex([step for step in STEPS if step in wide.index], columns=columns, fill_value="")
+    over = chosen.dropna(subset="spread").groupby("protocol")["spread"].first()
+    view["brackets over", ""] = over.reindex(view.index).fillna("")
+    return view.rename_axis(index=None)
 
 
 def gains_view(table: pd.DataFrame) -> pd.DataFrame:
-    """What each step adds to the one before, averaged over tasks, and in all; true labels."""
+    """What each step adds to the one before, averaged over tasks, and in all; true labels.
+
+    AUPRC and F1 compare from `balanced test` on, where prevalence stays; the row before the last has their sum.
+    """
     chosen = table[(table["task"] == "macro") & (table["sample"] == MEAN) & (table["labels"] == "true")]
-    wide = chosen.pivot(index="protocol", columns=["head", "metric"], values="value").loc[list(STEPS)]
-    wide = wide[pd.MultiIndex.from_product([HEADS, ["auroc", "auprc", "f1"]])]
-    gains = pd.concat([wide.diff().iloc[1:], (wide.iloc[-1] - wide.iloc[0]).rename("in all").to_frame().T])
-    gains.insert(0, "what changes", [*list(STEPS.values())[1:], "released minus sound"])
+    wide = chosen.pivot(index="protocol", columns=["head", "metric"], values="value")
+    wide = wide.reindex(list(STEPS), columns=pd.MultiIndex.from_product([HEADS, ["auroc", "auprc", "f1"]]))
+    sums = {
+        "at equal prevalence": wide.loc["released"] - wide.loc["balanced test"],
+        "in all": wide.loc["released"] - wide.loc["sound"],
+    }
+    gains = pd.concat([wide.diff().iloc[1:], pd.DataFrame(sums).T])
+    words = [*list(STEPS.values())[1:], "released minus balanced test", "released minus sound"]
+    gains.insert(0, "what changes", words)
     return gains.map(lambda value: value if isinstance(value, str) else f"{value:+.3f}")

@@ -5,7 +5,7 @@ column, for speed, and are fitted once with the most trees of the grid, of which
 """
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,9 @@ HEADS = ("logistic", "xgboost")
 TREES = (100, 200, 300, 400)
 #: Depth, learning rate and child weight of the released grid.
 BOOSTERS = list(product((3, 6, 8, 10, 12), (0.01, 0.1, 0.3), (1, 3)))
+
+#: Random choices of boosters that `Grid.of` picks from.
+_N_CHOICES = 1000
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,16 @@ class Grid:
 
     @classmethod
     def of(cls, n_xgboost: int) -> "Grid":
-        """Spread `n_xgboost` settings evenly over the released grid."""
+        """Choose `n_xgboost` settings of the released grid, balanced and the same every time.
+
+        Of many random choices the one that ties no axis to another, as far as so few settings allow, and that takes
+        the values of each axis about equally often; among equals the widest range of depths, then the smallest trees,
+        which are the fastest. From 12 settings on no axis follows from another.
+        """
         n = n_xgboost // len(TREES)
-        return cls([BOOSTERS[(2 * i + 1) * len(BOOSTERS) // (2 * n)] for i in range(n)])
+        rng = np.random.default_rng(0)
+        drawn = [np.sort(rng.choice(len(BOOSTERS), n, replace=False)) for _ in range(_N_CHOICES)]
+        return cls(min(([BOOSTERS[i] for i in rows] for rows in drawn), key=_unevenness))
 
     @property
     def heads(self) -> Array:
@@ -76,6 +86,19 @@ class Grid:
         for booster in self.boosters:
             rows += boosted(x, y, x_new, booster, seed)
         return np.stack(rows).astype(float)
+
+
+def _unevenness(boosters: list[tuple[int, float, int]]) -> tuple[float, ...]:
+    """Axes that are a function of another one; how unequally often values are taken; depths; how far off the rates."""
+    tied = sum(
+        len({(one[a], one[b]) for one in boosters}) == len({one[a] for one in boosters})
+        for a, b in permutations(range(3), 2)
+    )
+    counts = [[sum(one[a] == value for one in boosters) for value in {b[a] for b in BOOSTERS}] for a in range(3)]
+    depths, rates, _ = zip(*boosters, strict=True)
+    off = abs(np.mean(rates) - np.mean([rate for _, rate, _ in BOOSTERS]))
+    uneven = sum(float(np.var(count)) for count in counts)
+    return tied, round(uneven, 9), min(depths) - max(depths), sum(depths), round(float(off), 9)
 
 
 def boosted(x: Array, y: Array, x_new: Array, booster: tuple[int, float, int], seed: int) -> list[Array]:

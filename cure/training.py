@@ -164,12 +164,17 @@ def _optimizer(model: nn.Module, recipe: Recipe, scales: Mapping[str, float]) ->
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = []
     for scale in sorted({scales.get(name, 1.0) for name in trained}):
-        mine = [p for name, p in trained.items() if scales.get(name, 1.0) == scale]
+        mine = [(p, _decays(name, p)) for name, p in trained.items() if scales.get(name, 1.0) == scale]
         groups += [
-            {"params": [p for p in mine if p.ndim > 1], "weight_decay": recipe.weight_decay, "scale": scale},
-            {"params": [p for p in mine if p.ndim <= 1], "weight_decay": 0.0, "scale": scale},
+            {"params": [p for p, decays in mine if decays], "weight_decay": recipe.weight_decay, "scale": scale},
+            {"params": [p for p, decays in mine if not decays], "weight_decay": 0.0, "scale": scale},
         ]
     return torch.optim.AdamW(groups, lr=recipe.rate)
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices and filters; an S4 layer's biases and its skip `D` are shaped like matrices, but are none."""
+    return parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in ("bias", "D")
 
 
 def _schedule(done: float, warmup: float) -> float:

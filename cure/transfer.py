@@ -340,11 +340,11 @@ def amplitude_view(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def drop_view(table: pd.DataFrame, metric: str = "auroc") -> pd.DataFrame:
-    """Averages over tasks as a paper prints them: internal, external, drop with interval, Holm's p."""
+    """Averages over tasks as a paper prints them: internal, external, change with interval, Holm's p."""
     chosen = table[(table["task"] == MACRO) & (table["metric"] == metric)]
     chosen = with_label(chosen, ["encoder"])
     view = chosen[["direction", "label", "head", INTERNAL, EXTERNAL, "n_tasks"]].round({INTERNAL: 3, EXTERNAL: 3})
-    view["drop"] = [f"{r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}]" for r in chosen.itertuples()]
+    view["change"] = [f"{r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}]" for r in chosen.itertuples()]
     view["p_holm"] = [f"{p:.2g}" if p == p else "" for p in chosen["p_holm"]]
     return view.set_index(["direction", "label", "head"])
 

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, calinski_harabasz_score
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from cure import clusters
 from cure.bootstrap import label_permutations, patient_draws
@@ -12,9 +13,11 @@ from cure.clusters import (
     calinski_harabasz,
     k_means,
     measure_one,
+    nearest_patients,
     participation_ratio,
     two_nn,
 )
+from cure.errors import CureError
 from cure.geometry import Space
 from cure.structure import Part
 
@@ -115,8 +118,7 @@ def test_calinski_harabasz_of_labels_that_say_nothing_is_one():
 
 def dimension(z, patient=None, **how):
     patient = np.arange(len(z)) if patient is None else patient
-    space = Space.of(z, patient, 2)
-    return two_nn(space.distance, space.neighbours, np.ones((1, len(z))), **how)[0]
+    return two_nn(Space.of(z, patient, 1).distance, patient, np.ones((1, len(z))), **how)[0]
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])
@@ -135,30 +137,49 @@ def test_two_nn_finds_a_gaussian_subspace_and_a_curved_surface():
     assert dimension(sphere / np.linalg.norm(sphere, axis=1, keepdims=True)) == pytest.approx(2, rel=0.1)
 
 
-def test_two_nn_does_not_see_second_records_of_a_patient():
+@pytest.mark.parametrize("share", [1, 0.25])
+def test_two_nn_does_not_see_second_records_of_a_patient(share):
     rng = np.random.default_rng(0)
     once = rng.uniform(size=(800, 2))
-    # Each patient has a near copy in ten other directions: among strangers the surface is still a plane.
-    z = np.zeros((1600, 12))
-    z[:, :2] = np.repeat(once, 2, axis=0)
-    z[1::2, 2:] = 1e-4 * rng.normal(size=(800, 10))
-    patient = np.repeat(np.arange(800), 2)
+    # A share of the patients has a near copy in ten other directions: among strangers the surface is still a plane.
+    patient = np.r_[np.arange(800), rng.permutation(800)[: int(800 * share)]]
+    z = np.c_[once[patient], np.zeros((len(patient), 10))]
+    z[800:, 2:] = 1e-4 * rng.normal(size=(len(patient) - 800, 10))
     assert abs(dimension(z) - 2) > 0.5
-    space = Space.of(z[::2], patient[::2], 2)
-    alone = two_nn(space.distance, space.neighbours, np.ones((1, 800)))[0]
-    assert alone == pytest.approx(2, rel=0.1)
-    three = Space.of(z, patient, 4)
-    assert not (patient[three.neighbours] == patient[:, None]).any()
+    assert dimension(z, patient) == pytest.approx(2, rel=0.1)
+    assert dimension(z, patient) == pytest.approx(dimension(once), rel=0.05)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_neighbours_are_of_two_other_patients(seed):
+    rng = np.random.default_rng(seed)
+    patient = np.r_[0, 1, 2, rng.integers(6, size=15)]
+    z = rng.normal(size=(18, 3))
+    distance = np.linalg.norm(z[:, None] - z, axis=2)
+    for i, (first, second) in enumerate(nearest_patients(distance, patient)):
+        nearest = {}
+        for j in range(18):
+            if patient[j] != patient[i]:
+                nearest[patient[j]] = min(distance[i, j], nearest.get(patient[j], np.inf))
+        assert [first, second] == sorted(nearest.values())[:2]
+
+
+def test_a_dimension_of_two_patients_is_refused():
+    z = np.random.default_rng(0).normal(size=(6, 2))
+    with pytest.raises(CureError, match="needs records of three patients, there are 2 among 6 test records"):
+        dimension(z, np.repeat([0, 1], 3))
 
 
 def test_the_weighted_slope_is_that_of_repeated_ratios():
     rng = np.random.default_rng(3)
     z = rng.normal(size=(60, 4))
-    space = Space.of(z, np.arange(60), 2)
-    weights = patient_draws(np.arange(60), 5, rng).astype(float)
-    near = np.sort(np.take_along_axis(space.distance, space.neighbours, axis=1), axis=1)
+    patient = np.arange(60)
+    distance = Space.of(z, patient, 1).distance
+    weights = patient_draws(patient, 5, rng).astype(float)
+    near = np.sort(distance, axis=1)[:, 1:3]
     x = np.log(near[:, 1] / near[:, 0])
-    for value, w in zip(two_nn(space.distance, space.neighbours, weights), weights, strict=True):
+    for value, w in zip(two_nn(distance, patient, weights), weights, strict=True):
         order = np.argsort(x)
         share = np.cumsum(w[order]) / w.sum()
         kept = share <= 0.9
@@ -214,3 +235,17 @@ def test_clusters_are_the_same_every_time():
     z, _ = blobs(n=200, gap=0.5)
     np.testing.assert_array_equal(k_means(z, 4, 0), k_means(z, 4, 0))
     assert len(set(k_means(z, 4, 0))) == 4
+
+
+def test_k_means_takes_one_thread(monkeypatch):
+    seen = []
+
+    class Watched(clusters.KMeans):
+        def fit_predict(self, x, y=None, sample_weight=None):
+            seen.extend(pool["num_threads"] for pool in threadpool_info())
+            return super().fit_predict(x, y, sample_weight)
+
+    monkeypatch.setattr(clusters, "KMeans", Watched)
+    with threadpool_limits(2):
+        k_means(blobs()[0], 3, 0)
+    assert set(seen) == {1}

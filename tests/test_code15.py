@@ -14,7 +14,7 @@ import pytest
 import yaml
 from test_download import Server
 
-from cure import download
+from cure import download, tasks
 from cure.cohorts import acquire, code15, code15_tracings, pack, synthetic_code15
 from cure.cohorts.base import Cohort
 from cure.config import check
@@ -194,6 +194,39 @@ def test_folds_are_by_patient_stratified_and_serve_both_schemes(tmp_path):
     assert len(make_splits(store.records, "rotate")) == 5
     shares = store.listed.groupby(store.records["fold"].to_numpy()).sum() / store.listed.sum()
     assert shares.to_numpy().max() < 0.25
+
+
+def test_the_seven_labels_are_tasks_and_in_no_group_but_all(raw, tmp_path):
+    store = pack_folder(raw, tmp_path)
+    assert tuple(store.binary().names) == tasks.CURE_FM
+    assert len(store.binary().rows) == len(store), "an exam with none of the labels is a negative of each"
+    assert tasks.groups(store.statements) == ("all",)
+    assert store.statements.loc["CRBBB", "description"] == "complete right bundle branch block"
+    for name in ("diag", "rhythm", "super"):
+        with pytest.raises(CureError, match=f"no label group '{name}'.*it has all"):
+            store.group(name)
+
+
+# --- the exam that is shown
+
+
+@pytest.mark.parametrize("n_bad", [3, 70])
+def test_the_first_usable_exam_is_shown_however_late_it_comes(tmp_path, n_bad):
+    bad = {i: tracing(0, 0) for i in range(1, n_bad + 1)}
+    exams = exams_table(dict.fromkeys(bad, 0) | {501: 0})
+    raw = write_folder(tmp_path / "raw", [{**bad, 500: tracing(500), 501: tracing(501)}], exams)  # no 500 in exams.csv
+    shown = code15.first_record(raw, ["exams.csv", "exams_part0.hdf5"], tmp_path)
+    assert shown.record_name == "exams_part0, exam 501"
+    np.testing.assert_allclose(shown.p_signal, tracing(501)[48:4048], atol=0.0006)
+
+
+def test_the_next_part_is_looked_at_and_none_is_said(tmp_path):
+    raw = write_folder(tmp_path / "raw", [{1: tracing(0, 0)}, {2: tracing(2, 2920)}])
+    names = [f"exams_part{i}.hdf5" for i in (1, 0)]
+    shown = code15.first_record(raw, names, tmp_path)
+    assert (shown.record_name, shown.p_signal.shape) == ("exams_part1, exam 2", (2920, 12))
+    with pytest.raises(CureError, match=r"no exam of exams_part0.hdf5 is usable and in exams.csv"):
+        code15.first_record(raw, names[1:], tmp_path)
 
 
 # --- bounds and interruptions
@@ -377,6 +410,8 @@ def test_a_partial_local_copy_is_a_smaller_cohort(raw, tmp_path):
     assert names == ["exams.csv", "exams_part0.hdf5", "exams_part1.zip"], "unpacked is preferred, the rest is absent"
     with pytest.raises(CureError, match=r"holds no exams_part7.zip: .*CURE_CODE15_DIR"):
         code15.acquire(copy, settings([7], fetch=False))
+    with pytest.raises(CureError, match=r"holds no exams_part9.zip: .*correct `parts`"):
+        code15.acquire(copy, settings([0, 9], fetch=False))  # what was asked for is never dropped in silence
     with pytest.raises(CureError, match=r"holds no exams.csv"):
         code15.acquire(tmp_path / "nowhere", settings(None, fetch=False))
     other = tmp_path / "other"
@@ -412,6 +447,9 @@ def test_the_stages_find_the_source_and_its_second_cohort_folder(project, monkey
         record.p_signal[:100].T,
         atol=1e-6,
     )
+    unmade = check(DownloadConfig, profile="exams", n_records=80, parts=[0, 9])
+    with pytest.raises(CureError, match="lists 9, but source synthetic-code15 has only 0 to 1"):
+        acquire.acquire(unmade)
     with pytest.raises(CureError, match="n_records is missing"):
         acquire.acquire(check(DownloadConfig, profile="exams"))
     assert os.environ["CURE_STAGE"] == "prepare"

@@ -13,7 +13,8 @@ from cure.cohorts.base import Cohort
 from cure.config import check
 from cure.embed import Representation
 from cure.errors import CureError
-from cure.models import InputSpec
+from cure.models import InputSpec, registry
+from cure.models.base import one_thread
 from cure.models.steps import Resample
 from cure.settings.download import DownloadConfig
 from cure.settings.embed import EmbedConfig
@@ -125,6 +126,99 @@ def test_a_record_is_the_mean_over_its_windows_each_pooled_by_itself(cohort, tmp
     np.testing.assert_allclose(embed.read(tmp_path / "out", "max", cohort), cuts.max(axis=3).mean(axis=1), atol=1e-6)
     own = 2 * cuts.mean(axis=3).mean(axis=1)
     np.testing.assert_allclose(embed.read(tmp_path / "out", "own", cohort), own, atol=1e-6)
+
+
+def shorter(cohort, n_valid):
+    """The cohort with some of its records cut, and the lengths at 100 Hz that all have then."""
+    lengths = cohort.records["n_valid"].to_numpy().copy()
+    lengths[list(n_valid)] = list(n_valid.values())
+    return Cohort(cohort.folder, cohort.records.assign(n_valid=lengths), cohort.statements, cohort.info), lengths
+
+
+def extracted(cohort, encoder, poolings, out, **settings):
+    embed.extract(cohort, encoder, poolings, out, out.with_name("s"), **settings)
+    return {name: embed.read(out, name, cohort) for name in poolings}
+
+
+POOLINGS = ["mean", "max", "min", "last"]
+
+
+def test_zeros_behind_a_record_are_not_pooled(cohort, tmp_path):
+    """Tokens of the stub are samples: those of a padded window are those of its record."""
+    cut, lengths = shorter(cohort, {3: 150, 4: 333, 70: 333, 71: 400})
+    found = extracted(cut, _Stub(), [*POOLINGS, "own"], tmp_path / "cut", batch_size=7)
+    for row in (3, 4, 70, 71):
+        x = torch.from_numpy(cohort.signals(np.array([row]), 100)[..., : lengths[row]]).transpose(1, 2)
+        for name in POOLINGS:
+            np.testing.assert_allclose(found[name][row], embed.pool(x, name)[0], atol=1e-6)
+        np.testing.assert_allclose(found["own"][row], 2 * x.sum(dim=1)[0] / 400, atol=1e-6)
+    whole = extracted(cohort, _Stub(), POOLINGS, tmp_path / "whole", batch_size=7)
+    others = lengths == 1000
+    for name in POOLINGS:
+        np.testing.assert_array_equal(found[name][others], whole[name][others])
+
+
+@pytest.mark.parametrize("n", [500, 730])
+def test_leadcnn_pools_a_padded_record_as_its_unpadded_input(cohort, tmp_path, n):
+    encoder, rows = models.load("leadcnn"), np.arange(20)
+    cut, _ = shorter(cohort, dict.fromkeys(rows, n))
+    found = extracted(cut, encoder, POOLINGS, tmp_path / "cut")
+    x = torch.from_numpy(encoder.input_spec.read(cut, rows))
+    with torch.inference_mode():
+        alone, padded = encoder(x[..., :n]), encoder(x)
+    for name, most in (("mean", 0.15), ("max", 0.3), ("min", 0.4), ("last", 0.7)):
+        wanted, all_tokens = embed.pool(alone, name), embed.pool(padded, name)
+        made = torch.from_numpy(found[name][:20])
+        error, before = ((some - wanted).norm() / wanted.norm() for some in (made, all_tokens))
+        assert error < most, "only the tokens at the end see zeros beside the record"
+        assert error < 0.9 * before
+
+
+def test_records_that_fill_their_windows_are_pooled_as_if_none_were_padded(cohort, tmp_path):
+    """To the byte: a batch with padded records changes nothing for the others."""
+    encoder, rows = models.load("leadcnn"), np.arange(64)
+    cut, _ = shorter(cohort, {3: 730, 4: 500})
+    found = extracted(cut, encoder, POOLINGS, tmp_path / "cut")
+    with torch.inference_mode(), one_thread():
+        tokens = encoder(torch.from_numpy(encoder.input_spec.read(cut, rows)))
+    for name in POOLINGS:
+        plain = embed.pool(tokens, name).numpy()
+        differ = (found[name][:64] != plain).any(axis=1)
+        assert set(np.flatnonzero(differ)) <= {3, 4}
+        assert differ[3] or name == "max"
+
+
+def test_tokens_that_do_not_lie_in_time_are_all_pooled(cohort, tmp_path):
+    class Untimed(_Stub):
+        timed = False
+
+    cut, _ = shorter(cohort, {3: 150})
+    found = extracted(cut, Untimed(), POOLINGS, tmp_path / "cut")
+    x = torch.from_numpy(_Stub.input_spec.windows(cut, np.array([3])))[:, 0].transpose(1, 2)
+    for name in POOLINGS:
+        np.testing.assert_allclose(found[name][3], embed.pool(x, name)[0], atol=1e-6)
+    with torch.device("meta"):
+        untimed = {name for name, build in (registry.OWN | registry.PUBLISHED).items() if not build().timed}
+    assert untimed == {"ecg-jepa", "st-mem", "hubert-ecg-small", "hubert-ecg-base", "hubert-ecg-large"}
+
+
+def test_a_window_that_is_repeated_is_encoded_once(cohort, tmp_path):
+    """One record of 10 s gives the others, of one window or less, three."""
+    cut, _ = shorter(cohort, dict.fromkeys(range(1, 160), 400) | {5: 200})
+    seen = []
+
+    class Counts(_Stub):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    found = extracted(cut, Counts(), ["mean"], tmp_path / "out", batch_size=64, threads=1)["mean"]
+    assert sum(seen) == 3 + 159
+    x = cohort.signals(np.arange(160), 100)
+    np.testing.assert_allclose(found[1], x[1, :, :400].mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(found[5], x[5, :, :200].mean(axis=1), atol=1e-6)
+    cuts = np.stack([x[0, :, start : start + 400] for start in (0, 300, 600)])
+    np.testing.assert_allclose(found[0], cuts.mean(axis=(0, 2)), atol=1e-6)
 
 
 def test_threads_change_no_byte_and_torch_has_its_own_back(cohort, tmp_path):

@@ -157,3 +157,14 @@ def test_validation_chooses_by_log_loss(name, data):
     fitted = list(candidates(name, data, 0))
     best = min(fitted, key=lambda one: sklearn_log_loss(data.y_val, one[0].predict_proba(data.x_val)[:, 1]))
     assert choose(fitted, data.x_val, data.y_val).setting == best[1]
+
+
+def test_an_mlps_epochs_have_batches_of_their_own(data, monkeypatch):
+    """With a number as `random_state`, scikit-learn would shuffle every `partial_fit` alike."""
+    from sklearn.neural_network import _multilayer_perceptron as module
+
+    orders, shuffle = [], module.shuffle
+    monkeypatch.setattr(module, "shuffle", lambda *a, **k: orders.append(shuffle(*a, **k)) or orders[-1])
+    list(estimators.candidates("mlp", data, 0, "compact"))
+    assert len(orders) > 3
+    assert not np.array_equal(orders[1], orders[2])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from cure import attribution, embed, faithfulness, models, pointing, removal
+from cure import attribution, embed, faithfulness, models, removal
 from cure import beat_attribution as ba
 from cure.errors import CureError
 from cure.faithfulness import AMPLITUDE, COMPARED, GAP, OVERLAP, RANDOM, RANKED, SIGNED, SPEARMAN, TWIN_SIGNED
@@ -294,7 +294,3 @@ def test_figures_show_every_panel(stage, tmp_path):
     assert svg.is_file() and svg.stat().st_size < 600_000
     drawings.save_beats(beat[beat["group"] != ba.DIFFERENCE], waves, tmp_path / "none", "an encoder", "a cohort")
     assert not (tmp_path / "none").exists()
-
-
-def test_the_amplitude_is_named_as_in_stage_explain():
-    assert AMPLITUDE == pointing.AMPLITUDE in RANKED

@@ -147,11 +147,16 @@ def test_another_seed_is_another_start_only_where_weights_are_random(study):
         assert (other.starts.weights_sha256() == job.starts.weights_sha256()) == job.strategy.adapts
 
 
-def test_the_released_settings_learn_nothing(trained):
-    history = trained.history[trained.history["metric"] == "validation"]
-    last = history.groupby("strategy")["value"].min()
-    assert last["released"] == pytest.approx(np.log(2), abs=1e-5)
-    assert last["full"] < last["released"] - 5e-4
+def test_the_released_row_has_a_random_head_and_scores_of_its_own(study, trained):
+    """A head that starts at zero would end, at 1e-7, as the sum of its features: not the defect it stands for."""
+    (job,) = (job for job in finetune.jobs(study[0], study[2][:1]) if job.strategy.name == "released")
+    weight = job.classifier(3).head.weight
+    assert weight.abs().min() > 0
+    assert torch.equal(weight, job.classifier(3).head.weight)
+    assert not torch.equal(weight, finetune.reseeded(job, 7).classifier(3).head.weight)
+    scores = trained.predicted[trained.predicted["strategy"] == "released"]
+    per = scores.groupby(["task", "split"], observed=True)["score"].agg(["nunique", "size"])
+    assert (per["nunique"] > 0.95 * per["size"]).all()
 
 
 def test_the_table_of_learning_rates_says_which_was_chosen(trained):

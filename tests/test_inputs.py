@@ -253,6 +253,21 @@ def test_which_records_are_padded(exams, specs):
     assert specs["st-mem"].padded(exams, rows[:2]).tolist() == [False, True]
 
 
+@pytest.mark.parametrize("name", REFERENCE)
+def test_the_share_of_a_window_that_is_filled_is_where_its_zeros_begin(exams, specs, name):
+    spec, rows = specs[name], np.array([5, 1, 4, 2, 3, 0])
+    share = spec.filled(exams, rows)
+    x = spec.windows(exams, rows)
+    assert share.shape == x.shape[:2]
+    assert (share > 0).all()
+    np.testing.assert_array_equal((share < 1).any(axis=1), spec.padded(exams, rows))
+    if x.ndim == 3:
+        return  # leads flattened one after the other: no window of theirs is padded here
+    for window, part in zip(x.reshape(-1, *x.shape[2:]), share.ravel(), strict=True):
+        valid = np.flatnonzero(window.any(axis=0))[-1] + 1
+        assert abs(valid - part * window.shape[-1]) <= 1.5
+
+
 def test_a_higher_rate_is_cut_at_the_same_times(cohort):
     moved = cohort.records.assign(start=100, n_valid=700)  # counted at 100 Hz, the lowest
     inside = Cohort(cohort.folder, moved, cohort.statements, cohort.info)

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, r2_score, roc_auc_score
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from cure import layers, models, probes
 from cure.bootstrap import patient_draws
 from cure.cohorts.base import Cohort
+from cure.embed import Representation
 from cure.errors import CureError
 from cure.models import Encoder
 from cure.probes import PENALTIES, Target, make_trials, probe, ridge, score
@@ -190,6 +194,87 @@ def test_a_target_that_nobody_has_is_refused():
     cohort = people(20)
     with pytest.raises(CureError, match="no train record of part 0 has a value of qt"):
         make_trials(cohort, rotate(cohort), [Target("qt", "ms", np.full(40, np.nan), False)], CONFIG)
+
+
+# --- a study ------------------------------------------------------------------------------------------
+
+
+def test_every_worker_has_one_thread(monkeypatch):
+    delayed = probes.joblib.delayed
+
+    def wide(function):
+        def call(*args):
+            with threadpool_limits(2, user_api="openmp"):  # as a worker finds it where OMP_NUM_THREADS is not set
+                return function(*args)
+
+        return delayed(call)
+
+    monkeypatch.setattr(probes.joblib, "delayed", wide)
+    monkeypatch.setattr(probes.joblib, "cpu_count", lambda: 3)
+
+    def work(i):
+        time.sleep(0.02 * i)  # the last still works when the first has left
+        return {(pool["user_api"], pool["num_threads"]) for pool in threadpool_info()}
+
+    with threadpool_limits(2):
+        found = probes.each(work, range(6), "threads")
+        assert all(pool["num_threads"] == 2 for pool in threadpool_info())
+    assert ("openmp", 1) in found[0]
+    assert {threads for one in found for _, threads in one} == {1}
+
+
+def study(n_targets, n_draws=1000):
+    """Trained weights that know every target; two untrained seeds that know none, nor do features, of all but two."""
+    rng = np.random.default_rng(0)
+    cohort = people(60)
+    splits = rotate(cohort)
+    values = rng.normal(size=(120, n_targets))
+    values[:, 0] = values[:, 0] > 0
+    values[::9, 1] = np.nan
+    found = [Target(f"t{i}", "", value, i == 0) for i, value in enumerate(values.T)]
+    config = ProbesConfig(profile="demo", n_draws=n_draws)
+    trials = make_trials(cohort, splits, found, config, 3)
+    features = Representation(probes.FEATURES, "none", 0)
+    guesses = {}
+    for one in [Representation("a", "ssl", 0), *(Representation("a", "random", seed) for seed in (0, 1)), features]:
+        z = np.nan_to_num(values) if one.weights == "ssl" else rng.normal(size=(120, 4))
+        several = probes.predict(trials[:-2] if one == features else trials, splits, [z] * 4)
+        guesses[one] = {trial.target.name: np.stack([a[:, 0] for a in arrays]) for trial, *arrays in several}
+    return probes.comparisons(config, cohort, splits, trials, guesses), cohort, splits, trials, guesses
+
+
+def test_a_huge_difference_shows_in_a_family_of_32():
+    table = study(12)[0]
+    trained = table[table["weights"] == "ssl"]
+    assert len(table) == 32
+    assert len(trained) == 22
+    assert (trained["value"] > 0.3).all()
+    # With 1,000 draws the least p of a family of 32 would be 0.064.
+    assert (trained["p_holm"] < 0.05).all()
+    assert not table[table["weights"] == "random"]["p_holm"].lt(0.05).all()
+
+
+def test_comparisons_are_paired_differences_of_metrics_in_the_same_draws():
+    table, cohort, splits, trials, guesses = study(4, n_draws=1200)
+    every = np.concatenate([split.test for split in splits])
+    draws = patient_draws(cohort.records["patient_id"].to_numpy()[every], 1200, np.random.default_rng(0))
+    for trial in trials:
+        task, rows = trial.target.name, np.isfinite(trial.target.values[every])
+        weights = np.vstack([np.ones(len(every)), draws])[:, rows]
+        metric = "auroc" if trial.target.binary else "r2"
+        drawn = {
+            (one.weights, one.seed): score(*guess[task][:, :, None], weights, trial.target.binary)[metric].draws
+            for one, guess in guesses.items()
+            if one.encoder != probes.FEATURES
+        }
+        d = drawn["ssl", 0] - (drawn["random", 0] + drawn["random", 1]) / 2
+        row = table[(table["task"] == task) & (table["weights"] == "ssl") & (table["comparator"] == "a, random")].iloc[
+            0
+        ]
+        assert row["value"] == pytest.approx(d[0])
+        assert [row["lo"], row["hi"]] == pytest.approx(list(np.nanpercentile(d[1:], [2.5, 97.5])))
+        assert row["metric"] == metric
+        assert row["n"] == rows.sum()
 
 
 # --- layers -------------------------------------------------------------------------------------------

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from test_download import Server, sha
 
 from cure import download
-from cure.cohorts import ptbxl
+from cure.cohorts import acquire as stage
+from cure.cohorts import external, ptbxl
+from cure.config import check, parameters, profiles
 from cure.errors import CureError
+from cure.settings.download import DownloadConfig
 
 REAL = os.environ.get("CURE_PTBXL_DIR")
 N = 12
@@ -315,11 +319,57 @@ def test_real_records(tmp_path):
 
 
 def test_a_mistyped_variable_is_not_taken_for_a_wish_to_download(project, monkeypatch, tmp_path):
-    from cure.cohorts import acquire as stage
-    from cure.config import check
-    from cure.settings.download import DownloadConfig
-
     monkeypatch.setenv("CURE_PTBXL_DIR", str(tmp_path / "ptb-xk"))
     with pytest.raises(CureError, match=r"CURE_PTBXL_DIR names the folder .*ptb-xk, which does not exist"):
         stage.acquire(check(DownloadConfig, profile="ptbxl-subset", max_id_100=10, max_id_500=0))
     assert not (tmp_path / "ptb-xk").exists()
+
+
+# --- settings that a source does not use
+
+
+GIVEN = {"n_records": 60, "max_id_100": 5, "max_id_500": 5, "parts": [0], "fetch": False, "seed": 1}
+UNUSED = {
+    "ptbxl": {"n_records", "parts", "seed"},
+    "synthetic": {"parts", "fetch"},
+    "code15": {"n_records", "max_id_100", "max_id_500", "seed"},
+    "synthetic-code15": {"max_id_100", "max_id_500", "fetch"},
+    "wfdb": set(GIVEN),
+}
+
+
+@pytest.mark.parametrize("source", UNUSED)
+def test_a_setting_that_the_source_does_not_use_is_refused(project, monkeypatch, source):
+    cohort = {"name": "mine", "title": "mine", "source": source, "split": "rotate"}
+    (project / "profiles" / "mine.yaml").write_text(yaml.safe_dump({"summary": "For tests.", "cohort": cohort}))
+    taken = []
+    monkeypatch.setitem(stage._SOURCES, source, lambda folder, config: taken.append(config) or pd.DataFrame())
+    monkeypatch.setattr(stage, "write_manifest", lambda *_: None)
+    for name, value in GIVEN.items():
+        config = check(DownloadConfig, profile="mine", **{name: value})
+        if name not in UNUSED[source]:
+            stage.acquire(config)
+            assert taken.pop() is config
+            continue
+        said = rf"download\.{name} is set, but source {source} does not use it: remove it from profiles/mine\.yaml"
+        with pytest.raises(CureError, match=said):
+            stage.acquire(config)
+    assert not taken
+
+
+def test_every_profile_names_only_settings_that_its_sources_use(project, monkeypatch):
+    taken = []
+    for source in stage._SOURCES:
+        monkeypatch.setitem(stage._SOURCES, source, lambda folder, config: taken.append(config) or pd.DataFrame())
+    monkeypatch.setattr(stage, "write_manifest", lambda *_: None)
+    for name in profiles():
+        config = check(DownloadConfig, **parameters("download", name))
+        stage.acquire(config)
+        external.also(stage.acquire, config)
+    assert {config.profile for config in taken} == set(profiles())
+    second = yaml.safe_load((project / "profiles" / "tiny.yaml").read_text())
+    second["external"]["download"]["max_id_500"] = 3
+    (project / "profiles" / "tiny.yaml").write_text(yaml.safe_dump(second))
+    config = check(DownloadConfig, **parameters("download", "tiny"))
+    with pytest.raises(CureError, match=r"^external\.download\.max_id_500 is set, but source synthetic-code15"):
+        external.also(stage.acquire, config)

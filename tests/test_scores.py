@@ -205,7 +205,8 @@ def test_heads_poolings_and_concatenations_are_fitted_as_the_settings_say(cohort
     settings = {"profile": "ptbxl-subset", "encoders": ["leadcnn"], "seeds": [0], "pretrained": ["ssl-folds"]}
     settings |= {"heads": ["logistic", "tree"], "poolings": ["mean", "max"], "groups": [], "grid": "paper"}
     pair = ["leadcnn-ssl-folds-0", FEATURES]
-    config = HeadsConfig(**settings, pooled_heads=["tree", "knn"], concatenate=[pair])
+    crossed = {"crossed": ["leadcnn-random-0"], "crossed_heads": ["tree", "lasso"]}
+    config = HeadsConfig(**settings, **crossed, pooled_heads=["tree", "knn"], concatenate=[pair])
     assert predictions.binary(config, cohort, splits) == {"seed": 0, "grid": "paper"}
     fitted = {(j.key["encoder"], j.key["weights"], j.key["pooling"], j.head) for j in jobs}
     assert all(job.key["head"] == job.head for job in jobs)
@@ -215,7 +216,8 @@ def test_heads_poolings_and_concatenations_are_fitted_as_the_settings_say(cohort
     other = {(*name, "max", head) for name in names for head in ("tree", "knn")}
     features = {(FEATURES, "none", "none", head) for head in ("logistic", "tree", "knn")}
     joined = {(f"leadcnn+{FEATURES}", "ssl-folds+none", "mean", head) for head in ("logistic", "tree", "knn")}
-    assert fitted == mean | other | features | joined
+    more = {("leadcnn", "random", pooling, "lasso") for pooling in ("mean", "max")}
+    assert fitted == mean | other | features | joined | more
     (job, *_) = (job for job in jobs if job.key["encoder"] == f"leadcnn+{FEATURES}")
     for split in splits:
         encoder = next(j for j in jobs if j.key["weights"] == "ssl-folds" and j.key["pooling"] == "mean")

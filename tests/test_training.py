@@ -107,3 +107,12 @@ def test_bars_and_threads_are_as_before_after_working_alone(monkeypatch):
     with alone():
         assert (torch.get_num_threads(), os.environ[TERMINAL]) == (1, "")
     assert (torch.get_num_threads(), os.environ[TERMINAL]) == (2, "/dev/tty7")
+
+
+def test_skips_and_biases_that_are_shaped_like_matrices_are_not_decayed():
+    from cure import models
+    from cure.training import _decays
+
+    decayed = {name for name, p in models.load("s4").named_parameters() if _decays(name, p)}
+    assert decayed
+    assert not any(name.endswith((".D", ".bias")) for name in decayed)

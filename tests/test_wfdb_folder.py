@@ -2,26 +2,29 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.io
 import wfdb
+import yaml
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cure import cli
+from cure import cli, embed, explain, notebooks, protocols
 from cure.cohorts import acquire, wfdb_folder, wfdb_record
 from cure.cohorts import pack as pack_stage
 from cure.cohorts.base import RECORD_COLUMNS, Cohort
-from cure.config import check, parameters
+from cure.config import STAGES, check, parameters, settings
 from cure.errors import CureError
 from cure.settings.download import DownloadConfig
 from cure.settings.prepare import PrepareConfig
 from cure.signals import LEADS
 from cure.splits import make_splits
+from cure.tasks import groups
 
 INFO = {"name": "own", "title": "own records", "source": "wfdb", "license": "", "manifest": "0"}
 
@@ -103,6 +106,12 @@ def refused(said, call, *arguments):
         ("DII", "II"),
         ("D1", "I"),
         ("-aVR", None),
+        ("aVR-", None),
+        (" II- ", None),
+        ("V1 -", None),
+        ("Lead -I", None),
+        ("I-II", None),
+        ("V-1", "V1"),
         ("MLII", None),
         ("V3R", None),
         ("V7", None),
@@ -155,6 +164,22 @@ def test_a_unit_in_greek_letters_is_not_taken_for_volts(tmp_path):
     for micro in ("µ".encode(), "μ".encode(), "µ".encode("latin-1")):
         (tmp_path / "one.hea").write_bytes(header.encode().replace(b"/uV", b"/" + micro + b"V"))
         np.testing.assert_array_equal(wfdb_record.read_record(tmp_path / "one").signal, np.rint(mv * 1000))
+
+
+@pytest.mark.parametrize("gain", ["1000./mV", "1e3/mV", ".1e+4(0)/mV", "+1000/mV", "1000"])
+def test_a_gain_may_be_any_decimal_number(tmp_path, gain):
+    mv = einthoven(1000)
+    record(tmp_path, "one", mv)
+    rewritten("1000.0(0)/mV", gain)(tmp_path, "one")
+    np.testing.assert_array_equal(wfdb_record.read_record(tmp_path / "one").signal, np.rint(mv * 1000))
+
+
+def test_an_inverted_channel_is_not_taken_for_its_lead(tmp_path):
+    mv = einthoven(1000)
+    record(tmp_path, "one", np.vstack([mv[:3], -mv[3:4], mv[4:]]), names=[*LEADS[:3], "aVR-", *LEADS[4:]])
+    got = wfdb_record.read_record(tmp_path / "one")
+    np.testing.assert_array_equal(got.signal, np.rint(mv * 1000))  # aVR is computed from I and II
+    assert got.n_derived == 1
 
 
 def test_channels_in_another_order_with_others_between_them(tmp_path):
@@ -448,12 +473,16 @@ def blocks():
 def shell(text, monkeypatch):
     """Do what the page's commands do, without starting a kernel for their notebooks: a cell of each calls this."""
     stages = {"download": (acquire.acquire, DownloadConfig), "prepare": (pack_stage.prepare, PrepareConfig)}
-    for line in text.splitlines():
+    for line in text.replace(" && ", "\n").splitlines():
         if line.startswith("export "):
             monkeypatch.setenv(*line.removeprefix("export ").split("="))
             continue
         options = cli._parser().parse_args(line.split()[1:])
-        assert line.split()[:2] == ["cure", "run"]
+        assert line.split()[0] == "cure"
+        if line == "cure clean":
+            notebooks.clean()
+            continue
+        assert (Path("data/notebooks") / notebooks.file_name(options.stage)).exists(), "which `cure clean` writes"
         monkeypatch.setenv("CURE_STAGE", options.stage)
         work, model = stages[options.stage]
         work(check(model, **parameters(options.stage, options.profile)))
@@ -468,15 +497,45 @@ def test_the_page_about_own_cohorts_works_as_it_stands(project, monkeypatch, cap
         elif language == "sh":
             shell(text, monkeypatch)
         elif language == "yaml":
-            (project / "profiles" / "own.yaml").write_text(text)
-            assert all(parameters(stage, "own") for stage in ("download", "prepare", "embed", "heads"))
+            profile = yaml.safe_load((ROOT / "profiles" / "demo.yaml").read_text()) | yaml.safe_load(text)
+            (project / "profiles" / "own.yaml").write_text(yaml.safe_dump(profile))
+            configs = {stage: check(settings(stage), **parameters(stage, "own")) for stage in STAGES}
     example = next(text for language, text in blocks() if language == "csv")
     assert (project / "ecgs" / "labels.csv").read_text().startswith(example)
     cohort = names["cohort"]
-    assert len(cohort) == 80
+    assert len(cohort) == 240
     assert cohort.rates == [250]
-    assert cohort.binary().names == ["AFIB", "wide_qrs"]
-    np.testing.assert_allclose(cohort.signals(np.arange(80), 250), names["signals"], atol=0.0011)
+    tasks = ["AFIB", "wide_qrs"]
+    assert cohort.binary().names == tasks
+    # Every section that names tasks names those of this cohort, and enough records list them.
+    assert [task.name for task in protocols.chosen_tasks(configs["protocols"], cohort)] == tasks
+    assert all(list(explain.labels(configs[stage], cohort)) == tasks for stage in ("explain", "faithfulness"))
+    assert configs["ablations"].balanced_tasks == tasks
+    assert configs["probes"].task in tasks
+    assert set(configs["heads"].groups) == set(groups(cohort.statements))
+    n_train = min(len(split.train) for split in make_splits(cohort.records, "rotate"))
+    assert max(configs["explain"].top_k) <= n_train
+    wide = cohort.binary().y[:, tasks.index("wide_qrs")]
+    counts = [wide[split.test].sum() for split in make_splits(cohort.records, "rotate")]
+    assert min(counts) >= 10, "what stage probes needs"
+    assert n_train >= parameters("finetune", "own")["batch_size"], "too few to train a network on"
+    assert not configs["efficiency"].trained, "a share of them is less than a batch"
+    made = {one.folder for one in embed.representations(configs["embed"])}
+    named = {
+        *configs["ablations"].subjects,
+        *configs["efficiency"].representations,
+        configs["protocols"].representation,
+    }
+    assert named <= made
+    for stage in ("explain", "faithfulness"):
+        demo = configs[stage].model_copy(update={"tasks": ["1AVB"]})
+        refused(
+            f"section {stage} of profile 'own': '1AVB' is no binary task; choose from AFIB",
+            explain.labels,
+            demo,
+            cohort,
+        )
+    np.testing.assert_allclose(cohort.signals(np.arange(240), 250), names["signals"], atol=0.0011)
     said = capsys.readouterr().out
     assert "none excluded" in said
     assert all(f"{task}: AUROC {names['auroc'][task]:.2f}" in said for task in ("AFIB", "wide_qrs"))

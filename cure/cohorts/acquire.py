@@ -25,8 +25,9 @@ def acquire(config: DownloadConfig) -> pd.DataFrame:
     Raises
     ------
     CureError
-        If the source cannot be had, or is not what it should be.
+        If the source cannot be had, or is not what it should be, or a setting is given that it does not use.
     """
+    _refuse_unused(config)
     folder = _folder(config)
     variable = paths.RAW_VARIABLES.get(config.cohort.source)
     if variable and os.environ.get(variable) and not folder.exists():
@@ -57,6 +58,22 @@ def _folder(config: DownloadConfig) -> Path:
     return paths.output(config.raw_folder, config.stage) if generated else config.raw_folder
 
 
+def _refuse_unused(config: DownloadConfig) -> None:
+    """Raise for a setting that would be ignored: whoever gave it would take the cohort for another one."""
+    source = config.cohort.source
+    for name, field in type(config).model_fields.items():
+        if name != "profile" and name not in _SETTINGS[source] and getattr(config, name) != field.default:
+            raise CureError(
+                f"{_section(config)}.{name} is set, but source {source} does not use it: remove it from "
+                f"profiles/{config.profile}.yaml; in a notebook, leave it at {field.default}"
+            )
+
+
+def _section(config: DownloadConfig) -> str:
+    """Section of the profile that these settings are in."""
+    return "external.download" if config._is_external else "download"
+
+
 def _ptbxl(folder: Path, config: DownloadConfig) -> pd.DataFrame:
     limits = {"max_id_100": config.max_id_100, "max_id_500": config.max_id_500}
     return ptbxl.acquire(folder, **limits, download=config.fetch, pinned=True)
@@ -65,7 +82,7 @@ def _ptbxl(folder: Path, config: DownloadConfig) -> pd.DataFrame:
 def _synthetic(folder: Path, config: DownloadConfig) -> pd.DataFrame:
     if config.n_records is None:
         raise CureError(
-            f"profiles/{config.profile}.yaml: download.n_records is missing; a synthetic cohort needs a size"
+            f"profiles/{config.profile}.yaml: {_section(config)}.n_records is missing; a synthetic cohort needs a size"
         )
     limits = {"max_id_100": config.max_id_100, "max_id_500": config.max_id_500}
     synthetic.write(folder, n_records=config.n_records, seed=config.seed, max_id_500=config.max_id_500)
@@ -79,4 +96,12 @@ _SOURCES: dict[str, Callable[[Path, DownloadConfig], pd.DataFrame]] = {
     "code15": code15.acquire,
     "synthetic-code15": synthetic_code15.acquire,
     "wfdb": wfdb_folder.acquire,
+}
+#: The settings that each source uses.
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "ptbxl": ("max_id_100", "max_id_500", "fetch"),
+    "synthetic": ("n_records", "max_id_100", "max_id_500", "seed"),
+    "code15": ("parts", "fetch"),
+    "synthetic-code15": ("n_records", "parts", "seed"),
+    "wfdb": (),
 }

@@ -62,6 +62,8 @@ SCALE = "one unit of `tracings` is stored as 1 mV; the source names no unit, and
 
 #: Rows of a part that pay for starting worker processes.
 _WORTH_WORKERS = 2000
+#: Rows read at a time in search of one to show: 30 MB.
+_LOOK = 64
 _PART = re.compile(r"exams_part(\d+)\.(hdf5|zip)")
 _VARIABLE = RAW_VARIABLES["code15"]
 _TWICE = "same tracing as another exam"
@@ -78,7 +80,7 @@ def acquire(folder: Path, config: DownloadConfig) -> pd.DataFrame:
     A part is `exams_part<i>.hdf5`, or `exams_part<i>.zip` as Zenodo has it, which stays packed: stage `prepare` unpacks
     one at a time. What is in `folder` is used as it is. What is missing is downloaded, if `config.fetch`, and compared
     with the MD5 that Zenodo publishes; where its record cannot be reached for that, only the manifest's SHA-256 holds
-    the contents fast. Without `config.fetch` an absent part makes a smaller cohort.
+    the contents fast. Without `config.fetch` an absent part makes a smaller cohort, unless `config.parts` lists it.
 
     Parameters
     ----------
@@ -95,7 +97,8 @@ def acquire(folder: Path, config: DownloadConfig) -> pd.DataFrame:
     Raises
     ------
     CureError
-        Another folder, no part at all, or a download that failed (run it again: it continues).
+        Another folder, no part at all, a listed part that is not there, or a download that failed (run it again: it
+        continues).
     """
     parts = range(N_PARTS) if config.parts is None else sorted(set(config.parts))
     names = {part: _find(folder, part) for part in parts}
@@ -104,11 +107,11 @@ def acquire(folder: Path, config: DownloadConfig) -> pd.DataFrame:
     if config.fetch and missing + absent:
         _download(folder, missing + absent)
         names = {part: _find(folder, part) for part in parts}
-    elif missing or len(absent) == len(names):
+    elif missing or len(absent) == len(names) or (absent and config.parts is not None):
         raise CureError(
             f"{folder} holds no {few(missing or absent)}: it is no folder of CODE-15 %. Set {_VARIABLE} to the folder "
             f"with {EXAMS} and exams_part0.hdf5 (or .zip) and so on, or set `fetch: true` under `download` in the "
-            "profile to get them from Zenodo."
+            "profile to get them from Zenodo, or correct `parts` there."
         )
     return manifest(folder, [EXAMS, *(name for name in names.values() if name)])
 
@@ -141,17 +144,47 @@ def published_sums() -> dict[str, str]:
 
 
 def first_record(folder: Path, names: Iterable[str], scratch: Path) -> wfdb.Record:
-    """Read the first usable exam of the lowest part: `p_signal` (n_valid, 12) in mV, without its padding."""
-    number, name = min((_part(name), name) for name in names if _PART.fullmatch(name))
-    with unpacked(folder / name, scratch) as path:
-        chunk = read_chunk(path, np.arange(min(64, len(read_ids(path)))))
-    i = int((chunk["reason"] == "").argmax())
-    valid = slice(chunk["start"][i], chunk["start"][i] + chunk["n_valid"][i])
-    return wfdb.Record(
-        record_name=f"exams_part{number}, exam {chunk['exam_id'][i]}",
-        fs=FS,
-        sig_name=list(LEADS),
-        p_signal=chunk["signals"][i, :, valid].T / 1000,
+    """Read the first exam that is usable and in `exams.csv`, without its padding.
+
+    Parameters
+    ----------
+    folder : Path
+    names : iterable of str
+        Relative paths of the study: the manifest's.
+    scratch : Path
+        Where a zip is unpacked.
+
+    Returns
+    -------
+    wfdb.Record
+        `p_signal` (n_valid, 12) in mV.
+
+    Raises
+    ------
+    CureError
+        If no part holds such an exam.
+    """
+    parts = sorted((_part(name), name) for name in names if _PART.fullmatch(name))
+    known = read_exams(folder).index
+    for number, name in parts:
+        with unpacked(folder / name, scratch) as path:
+            n = len(read_ids(path))
+            for first in range(0, n, _LOOK):
+                chunk = read_chunk(path, np.arange(first, min(first + _LOOK, n)))
+                usable = np.flatnonzero((chunk["reason"] == "") & np.isin(chunk["exam_id"], known))
+                if not len(usable):
+                    continue
+                i = usable[0]
+                valid = slice(chunk["start"][i], chunk["start"][i] + chunk["n_valid"][i])
+                return wfdb.Record(
+                    record_name=f"exams_part{number}, exam {chunk['exam_id'][i]}",
+                    fs=FS,
+                    sig_name=list(LEADS),
+                    p_signal=chunk["signals"][i, :, valid].T / 1000,
+                )
+    raise CureError(
+        f"{folder}: no exam of {few(name for _, name in parts)} is usable and in {EXAMS}. Get the files again from "
+        f"doi:{DOI}."
     )
 
 
@@ -330,10 +363,13 @@ def _records(table: pd.DataFrame, exams: pd.DataFrame) -> pd.DataFrame:
 
 
 def _statements() -> pd.DataFrame:
-    """PTB-XL's statement table, of which CODE-15 % knows seven rows."""
-    statements = pd.read_csv(STATEMENTS, index_col="code")
-    flags = {name: statements[name].eq(1) for name in ("diagnostic", "form", "rhythm")}
-    return statements.assign(**flags).loc[list(CODES.values())]
+    """The seven rows of PTB-XL's statement table that CODE-15 % knows: each is a task, in no label group but `all`.
+
+    A diagnostic or rhythm group would leave out every exam without one of its few labels here, whatever else it shows.
+    """
+    statements = pd.read_csv(STATEMENTS, index_col="code").loc[list(CODES.values())]
+    empty = {"diagnostic_class": None, "diagnostic_subclass": None}
+    return statements.assign(**dict.fromkeys(("diagnostic", "form", "rhythm"), False), **empty, task=True)
 
 
 def _median_range(shards: list[Path], usable: np.ndarray) -> dict[str, float]:

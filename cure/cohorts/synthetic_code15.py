@@ -14,6 +14,7 @@ import pandas as pd
 from cure import paths, simulate
 from cure.cohorts import code15, synthetic
 from cure.cohorts.code15_tracings import FS, N_SAMPLES
+from cure.download import few
 from cure.errors import CureError
 from cure.progress import progress
 from cure.settings.download import DownloadConfig
@@ -36,8 +37,13 @@ def acquire(folder: Path, config: DownloadConfig) -> pd.DataFrame:
     Raises
     ------
     CureError
-        If the size is missing, or `folder` holds anything else.
+        If the size is missing, a part is asked for that is not made, or `folder` holds anything else.
     """
+    if absent := [part for part in config.parts or () if part >= N_PARTS]:
+        raise CureError(
+            f"profiles/{config.profile}.yaml: parts under download lists {few(map(str, absent))}, but source "
+            f"synthetic-code15 has only 0 to {N_PARTS - 1}: take it out"
+        )
     if config.n_records is None:
         raise CureError(
             f"profiles/{config.profile}.yaml: n_records is missing under download; a simulated cohort needs a size"

@@ -25,7 +25,9 @@ _BY_NAME = {lead.upper(): i for i, lead in enumerate(LEADS)}
 _BY_NAME |= {f"C{i}": _BY_NAME[f"V{i}"] for i in range(1, 7)}
 _BY_NAME |= {f"D{i}": i - 1 for i in (1, 2, 3)} | {f"D{'I' * i}": i - 1 for i in (1, 2, 3)}
 _PREFIX = re.compile(r"(?:MDC)?(?:E[CK]G)?(?:LEAD)?")
-_GAIN = re.compile(r"([-+]?\d*\.?\d+(?:e[-+]?\d+)?)(?:\([-+]?\d+\))?(?:/(\S+))?", re.IGNORECASE)
+#: A minus before or behind a name means an inverted lead; between two I's, a difference that is not III.
+_MINUS = re.compile(r"^-|-$|[\s_.:]-\w|I-I", re.IGNORECASE)
+_GAIN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?:\([-+]?\d+\))?(?:/(\S+))?", re.IGNORECASE)
 
 
 class UnusableError(Exception):
@@ -73,10 +75,10 @@ class Header:
 def lead_index(name: str) -> int | None:
     """Position in `LEADS` of a channel's name, whatever its case, prefix or usual alias; None for other channels.
 
-    `MDC_ECG_LEAD_AVR`, `Lead aVR` and `avr` are one lead; `C1` is V1 (IEC), `DI` is I. A name with a minus (`-aVR`) is
-    an inverted lead and none of these, as is `MLII`, whose electrodes are elsewhere.
+    `MDC_ECG_LEAD_AVR`, `Lead aVR` and `avr` are one lead; `C1` is V1 (IEC), `DI` is I. A name with a minus (`-aVR`,
+    `aVR-`) is an inverted lead and none of these, as is `MLII`, whose electrodes are elsewhere.
     """
-    if name.strip().startswith("-"):
+    if _MINUS.search(name.strip()):
         return None
     plain = re.sub(r"[\s_.:-]", "", name).upper()
     return _BY_NAME.get(_PREFIX.sub("", plain, count=1))

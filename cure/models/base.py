@@ -78,9 +78,7 @@ class InputSpec:
         (n, n_windows, n_leads, n_samples) float32 array
             Without the axis of leads where the spec flattens them.
         """
-        rates = self.source_rates(cohort, rows)
-        longest = round(cohort.records["n_valid"].max() * self.source_fs / cohort.rates[0])
-        k = self.count(longest, round(self.source_fs * self.seconds))
+        rates, k = self.source_rates(cohort, rows), self._most(cohort)
         groups: list[tuple[np.ndarray, np.ndarray]] = []
         for fs in np.unique(rates):
             of_rate = np.flatnonzero(rates == fs)
@@ -99,8 +97,27 @@ class InputSpec:
 
     def padded(self, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
         """Which records are shorter than a window and so end in zeros, (len(rows),) bool."""
-        n_valid = cohort.records["n_valid"].to_numpy()[rows]
-        return np.round(n_valid * (self.source_fs / cohort.rates[0])) < round(self.source_fs * self.seconds)
+        return self.filled(cohort, rows)[:, 0] < 1
+
+    def filled(self, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
+        """Share of each of the `windows` of some records that holds valid samples; zeros follow them.
+
+        A record shorter than a window has one, repeated; the windows of any other hold valid samples only. So none is
+        empty.
+
+        Returns
+        -------
+        (n, n_windows) float64 array
+            Above 0; exactly 1 but for records that are `padded`.
+        """
+        n_valid = np.round(cohort.records["n_valid"].to_numpy()[rows] * (self.source_fs / cohort.rates[0]))
+        share = np.minimum(n_valid / round(self.source_fs * self.seconds), 1)
+        return np.repeat(share[:, None], self._most(cohort), axis=1)
+
+    def _most(self, cohort: Cohort) -> int:
+        """How many windows the longest record of a cohort needs."""
+        longest = round(cohort.records["n_valid"].max() * self.source_fs / cohort.rates[0])
+        return self.count(longest, round(self.source_fs * self.seconds))
 
     def upsampled(self, cohort: Cohort, rows: np.ndarray) -> np.ndarray:
         """Which records are not stored at the rate that the steps work at, nor above it, (len(rows),) bool."""
@@ -200,12 +217,16 @@ class Encoder(nn.Module):
         Licence of the weights.
     pretraining : tuple of str
         Cohorts that the weights have seen; empty for random weights.
+    timed : bool
+        Whether the tokens of a window stand in the order of time, each for as long a stretch of it, so that the first
+        ones belong to its first samples. False where leads follow one another.
     """
 
     input_spec: InputSpec
     dim: int
     license: str = "MIT"
     pretraining: tuple[str, ...] = ()
+    timed: bool = True
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, n_leads, n_samples) float32 model-ready input to (n, t, dim) tokens."""
@@ -251,6 +272,30 @@ class Encoder(nn.Module):
     def n_parameters(self) -> int:
         """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def pool(tokens: Tensor, pooling: str, share: np.ndarray | None = None) -> Tensor:
+    """Reduce (n, t, dim) tokens to (n, dim) by `mean`, `max` or `min` over time, or by taking the `last` token.
+
+    Of row i only the first t * share[i] tokens count, to the nearest number but at least one. Rounded up, the last one
+    could be of zeros only: many encoders round t up.
+    """
+    if share is not None:
+        pooled, counts = pool(tokens, pooling).clone(), np.floor(tokens.shape[1] * share + 0.5).clip(1).astype(int)
+        for count in np.unique(counts[counts < tokens.shape[1]]):
+            chosen = torch.from_numpy(counts == count).to(tokens.device)
+            pooled[chosen] = pool(tokens[chosen, :count], pooling)
+        return pooled
+    match pooling:
+        case "mean":
+            return tokens.mean(dim=1)
+        case "max":
+            return tokens.amax(dim=1)
+        case "min":
+            return tokens.amin(dim=1)
+        case "last":
+            return tokens[:, -1]
+    raise CureError(f"unknown pooling {pooling!r}: choose from mean, max, min, last")
 
 
 @contextmanager

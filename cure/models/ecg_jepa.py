@@ -105,6 +105,7 @@ class EcgJepa(Encoder):
         record=(Resample(250, "fourier"),),
     )
     license = "not stated (code: MIT)"
+    timed = False
 
     def __init__(self, dim: int = 768, depth: int = 12, heads: int = 16):
         super().__init__()

@@ -144,6 +144,7 @@ class HubertEcg(Encoder):
         window=(FlattenDecimate(5),),
     )
     license = "CC BY-NC 4.0 (non-commercial)"
+    timed = False
 
     def __init__(self, size: Literal["small", "base", "large"] | HubertSize = "base"):
         super().__init__()

@@ -47,6 +47,7 @@ class StMem(Encoder):
         n_windows=3,
     )
     license = "CC BY-NC 4.0 (non-commercial)"
+    timed = False
 
     def __init__(self, dim: int = 768, depth: int = 12, heads: int = 12, hidden: int = 3072):
         super().__init__()

@@ -69,10 +69,8 @@ class XResNet1d101(Encoder):
         )
         for layer in self.modules():
             if isinstance(layer, nn.Conv1d):
-                # As the benchmark: He et al. 2015 with torch's default gain, and biases of normalisations near zero.
+                # As the benchmark: He et al. 2015 with torch's default gain; every bias is zero.
                 nn.init.kaiming_normal_(layer.weight)
-            elif isinstance(layer, nn.BatchNorm1d):
-                nn.init.constant_(layer.bias, 1e-3)
             elif isinstance(layer, _Bottleneck):
                 nn.init.zeros_(layer.residual[-1][1].weight)  # type: ignore[index]
 
