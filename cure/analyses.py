@@ -46,7 +46,7 @@ def protocols(report: ReportConfig) -> str:
         "|---|---|" + "---|" * (2 * len(heads)),
     ]
     for labels in macro["labels"].unique():
-        for step in ("sound", "released"):
+        for step in ("sound", "within parts", "balanced test", "released"):
             rows = macro[(macro["labels"] == labels) & (macro["protocol"] == step)].set_index(["head", "metric"])
             cells = [
                 f"{rows['value'][head, metric]:.3f}" if (head, metric) in rows.index else "not run"
@@ -56,10 +56,11 @@ def protocols(report: ReportConfig) -> str:
             lines.append(f"| {step} | {labels} | " + " | ".join(cells) + " |")
     return (
         "The same heads on the same embeddings, scored soundly and as the public code does it (balanced sampling by "
-        f"record, best fold, best setting by F1). Between the two lie {len(STEPS) - 2} steps, each in the table. On "
-        "shuffled labels there is nothing to find: what AUROC has above .5 there is selection, and patients on both "
-        "sides. F1 depends on prevalence, which the released protocol sets to one half: compare it with its own row of "
-        "shuffled labels, not across protocols. "
+        f"record, best fold, best setting by F1), with {len(STEPS) - 2} steps between. `sound` pools the outer splits; "
+        "`within parts` and all later steps score one test part or fold at a time. AUROC compares from `within parts` "
+        "on, F1 from `balanced test` on: calling every record positive has F1 .667 on balanced data. On shuffled labels "
+        "there is nothing to find: AUROC should be .50 within a fold (pooled it may lie below), and what is above is "
+        "what the protocol adds by choosing. Read F1 against the shuffled row of the same step. "
         + source(report.profile, "protocols", "protocols")
         + "\n\n"
         + "\n".join(lines)
