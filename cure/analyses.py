@@ -59,8 +59,8 @@ def protocols(report: ReportConfig) -> str:
         f"record, best fold, best setting by F1), with {len(STEPS) - 2} steps between. `sound` pools the outer splits; "
         "`within parts` and all later steps score one test part or fold at a time. AUROC compares from `within parts` "
         "on, F1 from `balanced test` on: calling every record positive has F1 .667 on balanced data. On shuffled "
-        "labels there is nothing to find: AUROC should be .50 within a fold (pooled it may lie below); what is above is "
-        "what the protocol adds by choosing. Read F1 against the shuffled row of the same step. "
+        "labels there is nothing to find: AUROC should be .50 within a fold (pooled it may lie below). What is above "
+        "is what the protocol adds by choosing. Read F1 against the shuffled row of the same step. "
         + source(report.profile, "protocols", "protocols")
         + "\n\n"
         + "\n".join(lines)

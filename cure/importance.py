@@ -244,7 +244,7 @@ def explained(config: ExplainConfig) -> Representation:
             return one
     there = ", ".join(dict.fromkeys(f"{one.encoder} {one.weights}" for one in made))
     raise CureError(
-        f"profiles/{config.profile}.yaml, section explain: there is no {config.encoder} with weights "
+        f"profiles/{config.profile}.yaml, section {config.stage}: there is no {config.encoder} with weights "
         f"{config.weights}; section embed extracts {there}"
     )
 

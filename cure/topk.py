@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
+from cure.errors import CureError
 from cure.evaluate import evaluate
 from cure.heads import fit_head, scaler
 from cure.importance import Subject, explain_head, parallel, unchecked
@@ -41,6 +42,12 @@ def topk_predictions(subject: Subject, top_k: list[int], n_random: int, seed: in
         `selection`, `k` and `draw` (0 but for random).
     """
     ks = sorted({k for k in top_k if k < subject.dim})
+    fewest = min(len(split.train) for split in subject.splits)
+    if ks and ks[-1] > fewest:
+        raise CureError(
+            f"section explain, top_k: {ks[-1]} principal components cannot be had of {fewest} training records; list "
+            "smaller numbers"
+        )
     draws = [("all", 0), ("shap", 0), ("pca", 0), *(("random", draw) for draw in range(n_random))]
     units = [(t, s, *draw) for draw in draws for t in range(len(subject.tasks)) for s in range(len(subject.splits))]
     work = [

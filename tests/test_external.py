@@ -47,6 +47,7 @@ def second(prepared) -> Cohort:
 
 
 def test_a_profile_with_one_cohort_says_so_and_compares_nothing(project, cohort):
+    (project / "profiles" / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "external": None}))
     config = check(PrepareConfig, profile="tiny")
     said = external.also(lambda _: pytest.fail("there is nothing to do"), config)
     assert said.data == "Profile `tiny` has no second cohort (no section `external`)."
