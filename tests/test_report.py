@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
-from cure import config, findings, report
+from cure import config, contents, findings, report
 from cure.errors import CureError
 
 
@@ -82,7 +82,7 @@ def test_every_table_and_figure_is_published_listed_and_described(finished, site
     page = (site / "index.html").read_text()
     for name in made:
         assert f'href="tables/{name}"' in page
-        assert name.removesuffix(".csv") in findings.TABLES
+        assert name.removesuffix(".csv") in contents.TABLES
     for figure in (finished / "figures/tiny").glob("*.png"):
         assert f'src="figures/{figure.name}"' in page
         about = json.loads(figure.with_suffix(".json").read_text())

@@ -234,6 +234,7 @@ def test_two_runs_give_the_same_tables(two):
 
 
 def test_a_profile_with_one_cohort_gets_empty_tables_with_the_right_columns(project):
+    (project / "profiles" / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "external": None}))
     config = check(TransferConfig, profile="tiny")
     predicted = transfer.scores(config)
     measured = transfer.measure(config, predicted)
