@@ -243,7 +243,7 @@ def labelled(table: pd.DataFrame) -> pd.Series:
 
 
 def grid_view(table: pd.DataFrame, task: str = MACRO) -> pd.DataFrame:
-    """Scores of one task, encoder by head and pooling, whatever combinations there are; features stand under each head.
+    """Scores of one task, head and pooling by encoder, whatever combinations there are; features stand under each head.
 
     Parameters
     ----------
@@ -252,12 +252,20 @@ def grid_view(table: pd.DataFrame, task: str = MACRO) -> pd.DataFrame:
     task : str
     """
     chosen = table[table["task"] == task]
-    column = chosen["head"].astype(str) + "\n" + chosen["pooling"].astype(str).replace("none", "mean")
-    wide = chosen.assign(label=labelled(chosen), column=column).pivot(index="label", columns="column", values="value")
-    order = dict.fromkeys(column[chosen["pooling"].astype(str) != "none"])
+    row = chosen["head"].astype(str) + ", " + chosen["pooling"].astype(str).replace("none", "mean")
+    chosen = chosen.assign(label=labelled(chosen), row=row)
+    wide = chosen.pivot(index="row", columns="label", values="value")
+    order = dict.fromkeys(row[chosen["pooling"].astype(str) != "none"])
     heads = list(dict.fromkeys(chosen["head"].astype(str)))
-    columns = sorted(order or dict.fromkeys(column), key=lambda name: heads.index(name.split("\n")[0]))
-    return wide[columns].rename_axis(index=None, columns=None)
+    rows = sorted(order or dict.fromkeys(row), key=lambda name: heads.index(name.split(", ")[0]))
+    return wide.loc[rows].rename_axis(index=None, columns=None)
+
+
+def shared_heads(drawn: Draws) -> list[str]:
+    """Heads that every representation was fitted under, mean pooling: only under these do ranks compare all."""
+    mean = drawn.methods[main_pooling(drawn.methods)]
+    counts = mean["head"].astype(str).value_counts(sort=False)
+    return [str(head) for head in mean["head"].astype(str).unique() if counts[head] == counts.max()]
 
 
 def choices_table(drawn: Draws) -> pd.DataFrame:

@@ -185,20 +185,24 @@ def drawn(predicted, cohort):
 def test_the_grid_shows_whatever_was_fitted(drawn):
     table = score_table(drawn)
     wide = grid_view(table)
-    assert list(wide.columns) == ["logistic\nmean", "logistic\nmax", "xgboost\nmean"]
-    assert list(wide.index) == ["e (random)", FEATURES]
+    assert list(wide.index) == ["logistic, mean", "logistic, max", "xgboost, mean"]
+    assert list(wide) == ["e (random)", FEATURES]
     macro = table[(table["task"] == MACRO) & (table["encoder"] == FEATURES)]["value"].item()
-    assert wide.loc[FEATURES, "logistic\nmean"] == macro
-    assert wide.loc[FEATURES].isna().tolist() == [False, True, True]
+    assert wide.loc["logistic, mean", FEATURES] == macro
+    assert wide[FEATURES].isna().tolist() == [False, True, True]
+
+
+def test_ranks_are_of_heads_that_all_were_fitted_under(drawn):
+    assert ablations.shared_heads(drawn) == ["logistic"]
 
 
 def test_the_worth_of_a_choice_is_the_mean_range_over_the_others(drawn):
     wide = grid_view(score_table(drawn))
     table = choices_table(drawn).set_index("choice")
-    e = wide.loc["e (random)"]
-    assert table.loc["pooling", "value"] == pytest.approx(abs(e["logistic\nmean"] - e["logistic\nmax"]))
-    assert table.loc["head", "value"] == pytest.approx(abs(e["logistic\nmean"] - e["xgboost\nmean"]))
-    between = abs(e["logistic\nmean"] - wide.loc[FEATURES, "logistic\nmean"])
+    e = wide["e (random)"]
+    assert table.loc["pooling", "value"] == pytest.approx(abs(e["logistic, mean"] - e["logistic, max"]))
+    assert table.loc["head", "value"] == pytest.approx(abs(e["logistic, mean"] - e["xgboost, mean"]))
+    between = abs(e["logistic, mean"] - wide.loc["logistic, mean", FEATURES])
     assert table.loc["representation", "value"] == pytest.approx(between)
 
 
