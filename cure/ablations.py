@@ -30,6 +30,13 @@ def main_pooling(methods: pd.DataFrame) -> Array:
     return methods["pooling"].astype(str).isin(["mean", "none"]).to_numpy()
 
 
+def shared_heads(predicted: pd.DataFrame) -> list[str]:
+    """Heads that every representation was fitted under, mean pooling: only under these can all be compared."""
+    mean = predicted.loc[main_pooling(predicted), ["encoder", "weights", "head"]].drop_duplicates()
+    counts = mean["head"].astype(str).value_counts(sort=False)
+    return [str(head) for head in mean["head"].astype(str).unique() if counts[head] == counts.max()]
+
+
 def patients_of(cohort: Cohort) -> pd.Series:
     """`patient_id` by record_id."""
     return cohort.records.set_index("record_id")["patient_id"]
@@ -259,13 +266,6 @@ def grid_view(table: pd.DataFrame, task: str = MACRO) -> pd.DataFrame:
     heads = list(dict.fromkeys(chosen["head"].astype(str)))
     rows = sorted(order or dict.fromkeys(row), key=lambda name: heads.index(name.split(", ")[0]))
     return wide.loc[rows].rename_axis(index=None, columns=None)
-
-
-def shared_heads(drawn: Draws) -> list[str]:
-    """Heads that every representation was fitted under, mean pooling: only under these do ranks compare all."""
-    mean = drawn.methods[main_pooling(drawn.methods)]
-    counts = mean["head"].astype(str).value_counts(sort=False)
-    return [str(head) for head in mean["head"].astype(str).unique() if counts[head] == counts.max()]
 
 
 def choices_table(drawn: Draws) -> pd.DataFrame:

@@ -192,8 +192,8 @@ def test_the_grid_shows_whatever_was_fitted(drawn):
     assert wide[FEATURES].isna().tolist() == [False, True, True]
 
 
-def test_ranks_are_of_heads_that_all_were_fitted_under(drawn):
-    assert ablations.shared_heads(drawn) == ["logistic"]
+def test_ranks_are_of_heads_that_all_were_fitted_under(predicted):
+    assert ablations.shared_heads(predicted) == ["logistic"]
 
 
 def test_the_worth_of_a_choice_is_the_mean_range_over_the_others(drawn):
