@@ -30,7 +30,8 @@ def efficiency(report: ReportConfig) -> str:
     settings = config.parameters("efficiency", report.profile)
     table = _table(report, "efficiency", "label_efficiency_differences")
     text = efficiency_tables.answer(table, settings["representations"][0])
-    splits = f"Scored on the test records of the first {settings['n_splits']} outer split(s). "
+    n = settings["n_splits"]
+    splits = f"Scored on the test records of the first {f'{n} outer splits' if n > 1 else 'outer split'}. "
     return text + "\n\n" + splits + source(report.profile, "efficiency", "label_efficiency")
 
 

@@ -88,7 +88,7 @@ def headline(report: ReportConfig) -> str:
         if weights in UNTRAINED
     )
     tuned = finetune_tables.main_rows(_table(report.profile, "finetune", "finetune"), report.metric)
-    tuned = tuned[(tuned["task"] == "macro") & ~tuned["strategy"].isin(["linear", "released"])]
+    tuned = tuned[(tuned["task"] == "macro") & tuned["strategy"].isin(["full", "full+decay", "scratch"])]
     whole = "; ".join(f"{row['label']} {_number(row)}" for _, row in tuned.iterrows())
     return (
         f"**{title[0].upper()}{title[1:]}** ({size['records']:,.0f} records of {size['patients']:,.0f} patients). "
