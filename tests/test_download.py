@@ -150,6 +150,15 @@ def test_a_later_call_transfers_only_the_rest(server, tmp_path):
     assert (tmp_path / "a.dat").read_bytes() == DATA
 
 
+@pytest.fixture
+def _ctrl_c():
+    """A process that was started in the background ignores Ctrl-C; not here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_leaves_a_part_that_continues(server, tmp_path):
     server.faults["a.dat"] = [("stall", 131_072)]
 
