@@ -84,7 +84,14 @@ def strategies(config: FinetuneConfig) -> list[tuple[Strategy, Recipe]]:
     there; the heads of all others start at zero.
     """
     models.check([config.encoder, *config.floors])
-    base = Recipe(config.epochs, config.batch_size, 1.0, config.weight_decay, patience=config.patience)
+    base = Recipe(
+        config.epochs,
+        config.batch_size,
+        1.0,
+        config.weight_decay,
+        patience=config.patience,
+        precision=config.precision,
+    )
     found = []
     for name in config.strategies:
         kind = config.kind(name)

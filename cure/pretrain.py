@@ -211,7 +211,7 @@ def _run(config: PretrainConfig, job: Job, scratch: Path) -> None:
         if model.beats and corpus.beats is not None
         else no_targets(len(corpus.x))
     )
-    recipe = Recipe(job.epochs, batch_size, config.rate, seed=job.seed)
+    recipe = Recipe(job.epochs, batch_size, config.rate, seed=job.seed, precision=config.precision)
     with alone():
         few = _batch(corpus, targets, corpus.rows[:batch_size], corpus.rows[:batch_size])
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""One training loop for everything that is trained by gradient: AdamW, warm-up and cosine, bfloat16, resumable.
+"""One training loop for everything that is trained by gradient: AdamW, warm-up and cosine, resumable.
 
 An epoch's order, crops and noise come from a generator seeded by (seed, epoch) alone, so a run that was killed goes on
 from its last whole epoch and ends with the weights of an uninterrupted one.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from cure.models.base import one_thread, seeded
 from cure.paths import atomic
 from cure.progress import TERMINAL, progress
 
+Precision = Literal["float32", "bfloat16"]
 #: One step's losses by name, `loss` being what is minimised; takes row positions and the epoch's generator.
 Step = Callable[[np.ndarray, np.random.Generator], dict[str, Tensor]]
 
@@ -41,6 +43,9 @@ class Recipe:
         Of matrices and filters; biases and the scales of normalisations are not decayed.
     patience : int or None
         Epochs without a better validation loss after which training stops; None: never.
+    precision : {"float32", "bfloat16"}
+        Of the products in a step. bfloat16 is 1.7 times faster where the processor has instructions for it, and three
+        times slower where it has not.
     """
 
     epochs: int
@@ -51,6 +56,7 @@ class Recipe:
     clip: float = 1.0
     patience: int | None = None
     seed: int = 0
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def train(
     model : nn.Module
         Everything that is trained: what does not require a gradient stays as it is.
     step : callable
-        Losses of a batch; called in training mode under bfloat16 autocast.
+        Losses of a batch; called in training mode under autocast to the recipe's precision.
     rows : int array
         Row positions of the training records.
     recipe : Recipe
@@ -130,7 +136,7 @@ def train(
                     group["lr"] = (
                         group["scale"] * recipe.rate * _schedule((epoch * n_batches + i + 1) / total, recipe.warmup)
                     )
-                with torch.autocast("cpu", torch.bfloat16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                     losses = step(batch, rng)
                 if not torch.isfinite(losses["loss"]):
                     raise CureError(f"{desc}: the loss of epoch {epoch + 1} is not finite; lower the learning rate")

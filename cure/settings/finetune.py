@@ -49,6 +49,7 @@ class FinetuneConfig(StageConfig):
     patience: int = Field(ge=1, description="epochs without a better validation loss after which training stops")
     batch_size: int = Field(64, ge=1, description="crops per step")
     weight_decay: float = Field(ge=0)
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the products in a training step")
     n_draws: int = Field(1000, ge=100, description="patient-cluster bootstrap draws")
     seed: int = Field(0, ge=0, description="of the bootstrap")
 

@@ -27,6 +27,7 @@ class PretrainConfig(StageConfig):
     n_simulated: int = Field(ge=200, description="simulated records for ssl-simulated, of patients of their own")
     batch_size: int = Field(128, ge=8)
     rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the products in a training step")
     temperature: float = Field(0.1, gt=0, description="of the contrastive losses")
     beat_weight: float = Field(100.0, ge=0, description="of the median-beat loss beside the contrastive one")
     mask_share: float = Field(0.6, gt=0, lt=1, description="share of a record that masked and jepa hide")
