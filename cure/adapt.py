@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from cure.cohorts.base import Cohort
+from cure.devices import device_of, share
 from cure.embed import pool
 from cure.errors import CureError
 from cure.heads import best_threshold
@@ -166,12 +167,12 @@ def logits(model: nn.Module, x: np.ndarray, rows: np.ndarray, length: int | None
     """
     n_samples = x.shape[-1] if length is None else x.shape[-1] - length
     starts = [0] if length is None else np.linspace(0, n_samples, -(-x.shape[-1] // length)).round().astype(int)
-    parts = []
+    parts, device = [], device_of(model)
     for first in range(0, len(rows), batch_size):
-        batch = torch.from_numpy(x[rows[first : first + batch_size]])
+        batch = torch.from_numpy(x[rows[first : first + batch_size]]).to(device)
         windows = [batch if length is None else batch[..., start : start + length] for start in starts]
         parts.append(torch.stack([model(window) for window in windows]).mean(dim=0))
-    return torch.cat(parts).float().numpy()
+    return torch.cat(parts).float().cpu().numpy()
 
 
 def fit(model: Network, x: np.ndarray, y: np.ndarray, split: Split, recipe: Recipe, checkpoint: Path) -> Arrays:
@@ -230,7 +231,8 @@ def _tuned(model: Network, x: np.ndarray, y: np.ndarray, split: Split, recipe: R
 
     def step(rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         batch = x[rows] if model.window is None else crops(x, rows, model.window, rng)
-        return {"loss": bce(model(torch.from_numpy(batch)), target[rows])}
+        inputs, wanted = share(batch, target[rows])
+        return {"loss": bce(model(inputs), wanted)}
 
     def validate() -> float:
         return float(

@@ -1,32 +1,42 @@
 """One training loop for everything that is trained by gradient: AdamW, warm-up and cosine, resumable.
 
-An epoch's order, crops and noise come from a generator seeded by (seed, epoch) alone, so a run that was killed goes on
-from its last whole epoch and ends with the weights of an uninterrupted one.
+The loop runs on Lightning Fabric, so it is the same on one processor, several, GPUs and nodes; `cure.devices` says
+which. An epoch's order, crops and noise come from a generator seeded by (seed, epoch) alone, and a checkpoint within an
+epoch holds how far it is, so a run that was killed goes on and ends with the weights of an uninterrupted one.
 """
 
 import copy
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cure import devices, resume
+from cure.bars import bar, told
 from cure.errors import CureError
 from cure.models.base import one_thread, seeded
-from cure.paths import atomic
-from cure.progress import TERMINAL, progress
+from cure.progress import TERMINAL
+from cure.resume import Clock, State
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from tqdm.std import tqdm
 
 Precision = Literal["float32", "bfloat16"]
 #: One step's losses by name, `loss` being what is minimised; takes row positions and the epoch's generator.
 Step = Callable[[np.ndarray, np.random.Generator], dict[str, Tensor]]
+#: Seconds after which the state is saved within an epoch.
+EVERY_S = 60.0
+#: Name, beside those of the losses, under which processes agree to save.
+_DUE = "checkpoint is due"
 
 
 @dataclass(frozen=True)
@@ -84,26 +94,35 @@ def train(
     recipe: Recipe,
     checkpoint: Path,
     *,
-    validate: Callable[[], float] | None = None,
+    validate: Callable[[], float | dict[str, float]] | None = None,
     after_step: Callable[[], None] | None = None,
     scales: Mapping[str, float] | None = None,
     desc: str = "training",
 ) -> Run:
     """Train in place; with `validate`, the weights of the epoch with the lowest validation loss are what remains.
 
+    With several processes (`cure.devices`) each computes its share of every batch, gradients are averaged, batch
+    normalisation sees the whole batch, and the first process validates and writes the checkpoint. The result is that
+    of one process up to the rounding of sums, but for what torch draws within the network (dropout): each process
+    draws its own. Whatever the devices, the model is on the processor afterwards.
+
     Parameters
     ----------
     model : nn.Module
         Everything that is trained: what does not require a gradient stays as it is.
     step : callable
-        Losses of a batch; called in training mode under autocast to the recipe's precision.
+        Losses of a batch; called in training mode under autocast to the recipe's precision. It draws for all rows it
+        is given, then passes what it drew through `cure.devices.share`.
     rows : int array
         Row positions of the training records.
     recipe : Recipe
     checkpoint : Path
-        File that holds the state after each epoch; removed by the caller when what came of it is safe.
+        File that holds the state after each epoch, and at most `EVERY_S` seconds of an epoch are not in it; removed by
+        the caller when what came of it is safe. A training that was killed goes on from there: on one processor it
+        ends with the very weights of an uninterrupted one.
     validate : callable, optional
-        Validation loss, lower is better; called in evaluation mode without gradients.
+        Validation loss, lower is better; or numbers by name for the history, of which `validation` decides. Called in
+        evaluation mode without gradients.
     after_step : callable, optional
         Called after each step of the optimiser. What it changes must be in the model's state to survive a resume.
     scales : mapping of str to float, optional
@@ -114,56 +133,184 @@ def train(
     Raises
     ------
     CureError
-        If there are fewer records than a batch, or a loss is not finite: names the epoch.
+        If there are fewer records than a batch, or a loss is not finite: names the epoch. If several processes are
+        asked for and a batch cannot be divided equally, or the step does not divide it.
     """
     n_batches = len(rows) // recipe.batch_size
     if not n_batches:
         raise CureError(f"{desc}: {len(rows)} training records are fewer than a batch of {recipe.batch_size}")
-    optimizer = _optimizer(model, recipe, scales or {})
-    state = _resume(checkpoint, model, optimizer)
-    history, best, seconds, core_seconds = (state[name] for name in ("history", "best", "seconds", "core_seconds"))
-    total = recipe.epochs * n_batches
-    for epoch in progress(range(len(history), recipe.epochs), desc=desc, unit="epoch"):
-        if recipe.patience is not None and _stale(history) >= recipe.patience:
-            break
-        start, core_start = time.perf_counter(), time.process_time()
-        rng = np.random.default_rng([recipe.seed, epoch])
-        sums: dict[str, float] = {}
-        model.train()
-        with seeded(int(rng.integers(2**31))):
-            for i, batch in enumerate(np.split(rng.permutation(rows)[: n_batches * recipe.batch_size], n_batches)):
-                for group in optimizer.param_groups:
-                    group["lr"] = (
-                        group["scale"] * recipe.rate * _schedule((epoch * n_batches + i + 1) / total, recipe.warmup)
-                    )
-                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                    losses = step(batch, rng)
-                if not torch.isfinite(losses["loss"]):
-                    raise CureError(f"{desc}: the loss of epoch {epoch + 1} is not finite; lower the learning rate")
-                optimizer.zero_grad(set_to_none=True)
-                losses["loss"].backward()
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-                optimizer.step()
-                if after_step is not None:
-                    after_step()
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / n_batches
-        row = {"epoch": epoch + 1, **sums, "rate": max(group["lr"] for group in optimizer.param_groups)}
-        if validate is not None:
-            model.eval()
-            with torch.inference_mode():
-                row["validation"] = validate()
-            if row["validation"] < min((past["validation"] for past in history), default=math.inf):
-                best = copy.deepcopy(model.state_dict())
-        history.append(row)
-        seconds += time.perf_counter() - start
-        core_seconds += time.process_time() - core_start
-        spent = {"seconds": seconds, "core_seconds": core_seconds}
-        _save(checkpoint, model, optimizer, {"history": history, "best": best, **spent})
-    if best is not None:
-        model.load_state_dict(best)
+    fabric = devices.fabric(recipe.precision)
+    if recipe.batch_size % (world := devices.world(fabric)):
+        raise CureError(
+            f"{desc}: a batch of {recipe.batch_size} cannot be divided among {world} processes: "
+            f"change batch_size or {devices.DEVICES}"
+        )
+    loop = _Loop(model, step, rows, recipe, checkpoint, validate, after_step, scales or {}, desc)
+    if world > 1 and not devices.launched():
+        # Weights come back in the checkpoint: memory shared with a process that ended cannot be read.
+        if (fault := devices.fork(fabric, loop.guarded)) is not None:
+            raise CureError(fault)
+        state = resume.read(checkpoint)
+        model.load_state_dict(state.best or state.model or model.state_dict())
+    else:
+        fabric.launch()
+        state = loop.run(fabric)
+        model.to("cpu")
     model.eval()
-    return Run(pd.DataFrame(history), seconds, core_seconds)
+    return Run(pd.DataFrame(state.history), state.seconds, state.core_seconds)
+
+
+class _Losses(nn.Module):
+    """A step as a module, because Fabric averages the gradients of what passes through a module's forward."""
+
+    def __init__(self, model: nn.Module, step: Step):
+        super().__init__()
+        self.model, self.step = model, step
+
+    def forward(self, batch: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        losses = self.step(batch, rng)
+        return {name: value if name == "loss" else value.detach() for name, value in losses.items()}
+
+
+@dataclass
+class _Loop:
+    """The training of `train`, in one process."""
+
+    model: nn.Module
+    step: Step
+    rows: np.ndarray
+    recipe: Recipe
+    checkpoint: Path
+    validate: Callable[[], float | dict[str, float]] | None
+    after_step: Callable[[], None] | None
+    scales: Mapping[str, float]
+    desc: str
+
+    def guarded(self, fabric: "Fabric") -> str | None:
+        """Run in a forked process; what went wrong as a text, because an error would arrive as its traceback."""
+        torch.set_num_threads(1)  # more would wait for threads that a fork does not have
+        try:
+            self.run(fabric)
+        except CureError as error:
+            return str(error)
+        return None
+
+    def run(self, fabric: "Fabric") -> State:
+        """Train from where the checkpoint is to the end."""
+        recipe, n_batches = self.recipe, len(self.rows) // self.recipe.batch_size
+        optimizer = _optimizer(self.model, recipe, self.scales)
+        state = fabric.broadcast(resume.read(self.checkpoint) if fabric.is_global_zero else State())
+        self.losses, self.optimizer = fabric.setup(_Losses(self.model, self.step), optimizer)
+        if state.model is not None and state.optimizer is not None:
+            self.model.load_state_dict(state.model)
+            optimizer.load_state_dict(state.optimizer)
+        place = devices.Place(fabric.device, fabric.global_rank, fabric.world_size)
+        done, total = len(state.history) * n_batches + state.steps, recipe.epochs * n_batches
+        with (
+            devices.at(place),
+            devices.whole_batch_statistics(self.model, place),
+            bar(self.desc, done, total, first=place.rank == 0, forked=place.world > 1) as shown,
+        ):
+            while len(state.history) < recipe.epochs:
+                if recipe.patience is not None and _stale(state.history) >= recipe.patience:
+                    break
+                self._epoch(fabric, place, state, n_batches, shown)
+        state.best = fabric.broadcast(state.best)
+        if state.best is not None:
+            self.model.load_state_dict(state.best)
+        return state
+
+    def _epoch(self, fabric: "Fabric", place: devices.Place, state: State, n_batches: int, shown: "tqdm") -> None:
+        """One epoch, or the rest of one."""
+        recipe, epoch = self.recipe, len(state.history)
+        clock = Clock(state)
+        rng = np.random.default_rng([recipe.seed, epoch])
+        self.model.train()
+        with seeded(int(rng.integers(2**31)) + place.rank):
+            batches = np.split(rng.permutation(self.rows)[: n_batches * recipe.batch_size], n_batches)
+            if state.rng is not None:
+                rng.bit_generator.state = state.rng
+                # With another number of processes than before, there is no state to go on from.
+                if len(state.torch_rng) == place.world:
+                    resume.restore(state.torch_rng[place.rank], place.device)
+            for i in range(state.steps, n_batches):
+                done = (epoch * n_batches + i + 1) / (recipe.epochs * n_batches)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = group["scale"] * recipe.rate * _schedule(done, recipe.warmup)
+                due = self._step(fabric, place, state, batches[i], rng, n_batches, clock.running() >= EVERY_S)
+                state.steps = i + 1
+                shown.update()
+                told(shown, _found(state, n_batches))
+                if due and state.steps < n_batches:
+                    clock.stop()
+                    state.rng = dict(rng.bit_generator.state)
+                    state.torch_rng = resume.gathered(resume.drawn(place.device), place.world)
+                    self._save(fabric, state)
+                    clock.start()
+        row = {"epoch": epoch + 1, **state.sums, "rate": max(group["lr"] for group in self.optimizer.param_groups)}
+        if self.validate is not None:
+            row |= fabric.broadcast(self._validated() if fabric.is_global_zero else {})
+            if row["validation"] < min((past["validation"] for past in state.history), default=math.inf):
+                state.best = copy.deepcopy(self.model.state_dict()) if fabric.is_global_zero else None
+        state.history.append(row)
+        state.steps, state.sums, state.rng, state.torch_rng = 0, {}, None, []
+        told(shown, _found(state, n_batches))
+        clock.stop()
+        self._save(fabric, state)
+
+    def _step(
+        self,
+        fabric: "Fabric",
+        place: devices.Place,
+        state: State,
+        batch: np.ndarray,
+        rng: np.random.Generator,
+        n_batches: int,
+        due: bool,
+    ) -> bool:
+        """One step of the optimiser; whether a checkpoint is due, on which all processes agree."""
+        losses = self.losses(batch, rng)
+        if place.world > 1 and not place.divided:
+            raise CureError(
+                f"{self.desc}: this training compares the records of a batch with each other, which cannot be divided "
+                f"among {place.world} processes: set {devices.DEVICES} to cpu or cuda"
+            )
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        values = devices.means({**values, _DUE: float(due)}, place)
+        due = values.pop(_DUE) > 0
+        if not math.isfinite(values["loss"]):
+            epoch = len(state.history) + 1
+            raise CureError(f"{self.desc}: the loss of epoch {epoch} is not finite; lower the learning rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        fabric.backward(losses["loss"])
+        # Not `fabric.clip_gradients`: it sums norms in the optimiser's order, so its result differs in the last bit.
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        if self.after_step is not None:
+            self.after_step()
+        for name, value in values.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value / n_batches
+        return due
+
+    def _validated(self) -> dict[str, float]:
+        assert self.validate is not None
+        self.model.eval()
+        with torch.inference_mode():
+            found = self.validate()
+        numbers = found if isinstance(found, dict) else {"validation": found}
+        return {name: float(value) for name, value in numbers.items()}
+
+    def _save(self, fabric: "Fabric", state: State) -> None:
+        if fabric.is_global_zero:
+            state.model, state.optimizer = self.model.state_dict(), dict(self.optimizer.state_dict())
+            resume.write(state, self.checkpoint)
+
+
+def _found(state: State, n_batches: int) -> dict[str, float]:
+    """For the bar: mean losses of the epoch so far, beside what the last whole one and its validation gave."""
+    last = state.history[-1] if state.history else {}
+    sums = {name: value * n_batches / state.steps for name, value in state.sums.items()}
+    return {**{name: value for name, value in last.items() if name not in ("epoch", "rate")}, **sums}
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, scales: Mapping[str, float]) -> torch.optim.AdamW:
@@ -192,20 +339,6 @@ def _stale(history: list[dict]) -> int:
     """Epochs since the lowest validation loss."""
     losses = [row["validation"] for row in history]
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
-
-
-def _resume(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    if not checkpoint.is_file():
-        return {"history": [], "best": None, "seconds": 0.0, "core_seconds": 0.0}
-    saved = torch.load(checkpoint, weights_only=True)
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    return saved["progress"]
-
-
-def _save(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, done: dict) -> None:
-    with atomic(checkpoint) as part:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": done}, part)
 
 
 @contextmanager
