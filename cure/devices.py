@@ -154,8 +154,8 @@ def _part(one: Tensor, here: Place) -> Tensor:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's parameters are."""
-    return next(model.parameters()).device
+    """Where a model's parameters are; the processor if it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def means(values: dict[str, float], here: Place) -> dict[str, float]:
