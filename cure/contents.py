@@ -43,6 +43,7 @@ TABLES = {
     "pretraining": "Paired AUROC differences of pre-trained weights to untrained ones, Holm-adjusted",
     "groups": "Scores of the label groups",
     "null": "AUROC under permuted labels",
+    "kept_heads": "Heads kept for other records: split, validation AUROC, support, whether calibrated",
     "finetune": "All scores of all strategies: linear probe, fine-tuning, training from scratch",
     "finetune_vs_linear": "Paired AUROC differences of fine-tuning to its alternatives, Holm-adjusted",
     "finetune_rates": "Validation loss at each learning rate, and which was chosen",
