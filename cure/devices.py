@@ -4,7 +4,8 @@
 processes are forked by `cure.training.train` itself, from a script or a notebook; a script started by `torchrun`, on
 one node or many, uses the processes that `torchrun` made, and the number in `CURE_DEVICES` does not count. Processes
 talk over gloo on processors and NCCL on GPUs. On processors all of it is tested; GPUs go through the same code of
-Lightning Fabric, but no test here has seen one.
+Lightning Fabric, but no test here has seen one. What compares the records of a batch with each other, as the objectives
+of pre-training do, runs in one process on the processor, and says so where more is asked for.
 """
 
 import logging
@@ -68,6 +69,18 @@ def requested() -> tuple[str, int]:
     if kind == "cuda" and (there := torch.cuda.device_count()) < count:
         raise CureError(f"{DEVICES}={said}, but torch sees {there} GPUs here: set {DEVICES} to what there is, or cpu")
     return kind, count
+
+
+def require_processor(what: str) -> None:
+    """Refuse GPUs for a training whose step does not pass what it draws through `share`.
+
+    Raises
+    ------
+    CureError
+        If `CURE_DEVICES` asks for them.
+    """
+    if requested()[0] != "cpu":
+        raise CureError(f"{what} runs on the processor only: set {DEVICES} to cpu for this stage")
 
 
 def launched() -> bool:

@@ -23,6 +23,7 @@ from cure import models, paths
 from cure.beats import MedianBeats, median_beats
 from cure.cohorts import synthetic
 from cure.cohorts.base import Cohort
+from cure.devices import require_processor
 from cure.lengths import require_whole
 from cure.models import Encoder, InputSpec
 from cure.models.leadcnn import LeadCNN
@@ -202,6 +203,7 @@ def _run(config: PretrainConfig, job: Job, scratch: Path) -> None:
     finished = scratch / "weights.safetensors"
     if finished.is_file():
         return
+    require_processor(job.name)
     corpus, batch_size = job.corpus, config.batch_size
     encoder = models.load(config.encoder, seed=job.seed)
     with models.base.seeded(job.seed):

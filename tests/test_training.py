@@ -1,10 +1,14 @@
+import multiprocessing
 import os
+import re
+import time
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from cure import resume, training
 from cure.errors import CureError
 from cure.progress import TERMINAL
 from cure.training import Recipe, alone, train
@@ -59,6 +63,104 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, ki
     for one, two in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert run.history.equals(expected.history)
+
+
+def same(one, two):
+    states = zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in states)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stopped", [[1], [3], [4], [6, 7, 8], [22, 23]])
+def test_a_run_goes_on_from_any_step_and_ends_with_the_same_weights_and_history(
+    tmp_path, monkeypatch, stopped, precision
+):
+    recipe = Recipe(6, 16, 1e-2, seed=4, patience=3, precision=precision)
+
+    def fitted(file, stop_after=None):
+        net = model()  # dropout, noise and batch statistics must all go on where they were
+        losses = lambda: float((net(X)[:, 0] - Y).square().mean())  # noqa: E731
+        return net, fit(net, file, recipe, stop_after, validate=losses)
+
+    whole, (expected, _) = fitted(tmp_path / "whole.pt")
+    monkeypatch.setattr(training, "EVERY_S", 0.0)
+    taken = 0
+    for step in stopped:
+        with pytest.raises(KeyboardInterrupt):
+            fitted(tmp_path / "c.pt", step - taken)
+        taken = step
+    resumed, (run, calls) = fitted(tmp_path / "c.pt")
+    assert len(calls) == 4 * len(expected.history) - taken
+    assert same(whole, resumed)
+    assert run.history.equals(expected.history)
+
+
+def _slow(file):
+    torch.set_num_threads(1)
+    training.EVERY_S = 0.0
+    fit(model(), file, Recipe(6, 16, 1e-2, seed=4), after_step=lambda: time.sleep(0.02))
+
+
+def test_a_run_that_was_killed_without_warning_goes_on_within_its_epoch(tmp_path):
+    whole = model()
+    expected, _ = fit(whole, tmp_path / "whole.pt", Recipe(6, 16, 1e-2, seed=4))
+    file = tmp_path / "c.pt"
+    process = multiprocessing.get_context("fork").Process(target=_slow, args=[file])
+    process.start()
+    until = time.monotonic() + 30
+    while not (file.exists() and (state := resume.read(file)).history and state.steps):
+        assert time.monotonic() < until
+        assert process.is_alive()
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
+    state = resume.read(file)
+    taken = 4 * len(state.history) + state.steps
+    assert 4 < taken < 24
+    resumed = model(seed=9)
+    run, calls = fit(resumed, file, Recipe(6, 16, 1e-2, seed=4))
+    assert len(calls) == 24 - taken
+    assert same(whole, resumed)
+    assert run.history.equals(expected.history)
+    assert run.seconds > 0.02 * taken
+
+
+def test_a_checkpoint_of_the_form_without_steps_goes_on_from_its_epoch(tmp_path):
+    recipe, file = Recipe(6, 16, 1e-2, seed=4), tmp_path / "c.pt"
+    whole = model()
+    fit(whole, tmp_path / "whole.pt", recipe)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), file, recipe, stop_after=9)
+    state = vars(resume.read(file))
+    progress = {name: state[name] for name in ("history", "best", "seconds", "core_seconds")}
+    torch.save({"model": state["model"], "optimizer": state["optimizer"], "progress": progress}, file)
+    resumed = model()
+    assert len(fit(resumed, file, recipe)[1]) == 16
+    assert same(whole, resumed)
+
+
+def test_the_same_run_twice_gives_the_same_weights_and_another_seed_others(tmp_path):
+    nets = [model() for _ in range(3)]
+    for i, net in enumerate(nets):
+        fit(net, tmp_path / f"{i}.pt", Recipe(2, 16, 1e-2, seed=i // 2))
+    assert same(nets[0], nets[1])
+    assert not same(nets[0], nets[2])
+
+
+def test_validation_may_give_further_metrics_and_the_bar_says_them_with_the_time_left(tmp_path, monkeypatch):
+    terminal = tmp_path / "terminal"
+    monkeypatch.setenv(TERMINAL, str(terminal))
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    given = iter([{"auroc": np.float32(0.625), "validation": 1.5}, {"auroc": np.float32(0.75), "validation": 2.5}])
+    # A bar is drawn at most ten times a second.
+    settings = {"validate": lambda: next(given), "after_step": lambda: time.sleep(0.06)}
+    run, _ = fit(model(), tmp_path / "c.pt", Recipe(2, 16, 1e-2), **settings, desc="tuning")
+    assert run.history["auroc"].tolist() == [0.625, 0.75]
+    assert run.history["validation"].tolist() == [1.5, 2.5]
+    shown = terminal.read_text()
+    assert re.search(r"tuning: .*[5-8]/8 \[\d\d:\d\d<\d\d:\d\d, .*loss=\d.*validation=1\.5", shown), shown
+    assert "auroc=0.625" in shown
 
 
 def test_each_epoch_takes_other_records_in_another_order_and_drops_a_short_batch(tmp_path):
