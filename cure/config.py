@@ -143,13 +143,10 @@ class Profile(_Strict):
     transfer: dict = {}
     finetune: dict = {}
     efficiency: dict = {}
-    posttrain: dict = {}
-    leads: dict = {}
     structure: dict = {}
     probes: dict = {}
     explain: dict = {}
     faithfulness: dict = {}
-    quickstart: dict = {}
     report: dict = {}
 
     @model_validator(mode="after")
@@ -173,13 +170,10 @@ STAGES = {
     "transfer": "05d",
     "finetune": "06",
     "efficiency": "06b",
-    "posttrain": "06c",
-    "leads": "07",
     "structure": "08",
     "probes": "08b",
     "explain": "09",
     "faithfulness": "09b",
-    "quickstart": "00",
     "report": "10",
 }
 
