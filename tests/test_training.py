@@ -10,6 +10,7 @@ from torch import nn
 
 from cure import resume, training
 from cure.errors import CureError
+from cure.models.base import one_thread
 from cure.progress import TERMINAL
 from cure.training import Recipe, alone, train
 
@@ -101,6 +102,7 @@ def _slow(file):
     fit(model(), file, Recipe(6, 16, 1e-2, seed=4), after_step=lambda: time.sleep(0.02))
 
 
+@one_thread()  # as the process that is killed: sums differ between thread counts
 def test_a_run_that_was_killed_without_warning_goes_on_within_its_epoch(tmp_path):
     whole = model()
     expected, _ = fit(whole, tmp_path / "whole.pt", Recipe(6, 16, 1e-2, seed=4))
