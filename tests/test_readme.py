@@ -69,8 +69,10 @@ def test_objectives_are_those_of_the_committed_table():
 def test_differences_are_those_of_the_committed_tables():
     gained = pd.read_csv(ROOT / "tables/ptbxl-subset/pretraining.csv").query("task == 'macro' and head == 'logistic'")
     tuned = pd.read_csv(ROOT / "tables/ptbxl-subset/finetune_vs_linear.csv").query("task == 'macro'")
-    rows = [*gained.to_dict("records"), *tuned.to_dict("records")]
-    assert len(rows) > 4
+    few = pd.read_csv(ROOT / "tables/ptbxl-subset/label_efficiency_differences.csv")
+    few = few.query("task == 'macro' and strategy == 'frozen' and weights == 'ssl-folds'")
+    assert (len(gained), len(tuned), len(few)) == (5, 8, 5)
+    rows = [row for table in (gained, tuned, few) for row in table.to_dict("records")]
     for row in rows:
         assert f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]" in README
 
