@@ -27,13 +27,13 @@ lab: $(READY)
 env: $(READY)
 
 # The constraints pin every package. Torch's pin takes the CPU build where such a wheel is visible to pip and the usual build (CUDA on Linux)
-# elsewhere; `UV_TORCH_BACKEND=cpu uv pip install -p .venv/bin/python -c constraints.txt -e '.[lab,records,dev]'` takes the CPU build anywhere.
+# elsewhere; `UV_TORCH_BACKEND=cpu uv pip install -p .venv/bin/python -c constraints.txt -e '.[lab,dev]'` takes the CPU build anywhere.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] in ((3, 11), (3, 12), (3, 13)) else \
 	    f"CURE needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}: try make PYTHON=python3.11")'
 	@echo "setting up $(VENV): about two minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[lab,records,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[lab,dev]'
 	touch $@
 
 # Maintainers, after editing pyproject.toml (needs uv): both lock files from one resolution.

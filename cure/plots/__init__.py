@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from cure.paths import atomic
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-MARKERS = ["o", "s", "D", "^", "v", "P", "X"]
+#: One more than there are colours: past the last colour, a series has a pair of its own.
+MARKERS = ["o", "s", "D", "^", "v", "P", "X", "*"]
 
 mpl.rcParams.update(
     {
