@@ -143,10 +143,13 @@ class Profile(_Strict):
     transfer: dict = {}
     finetune: dict = {}
     efficiency: dict = {}
+    posttrain: dict = {}
+    leads: dict = {}
     structure: dict = {}
     probes: dict = {}
     explain: dict = {}
     faithfulness: dict = {}
+    quickstart: dict = {}
     report: dict = {}
 
     @model_validator(mode="after")
@@ -170,10 +173,13 @@ STAGES = {
     "transfer": "05d",
     "finetune": "06",
     "efficiency": "06b",
+    "posttrain": "06c",
+    "leads": "07",
     "structure": "08",
     "probes": "08b",
     "explain": "09",
     "faithfulness": "09b",
+    "quickstart": "00",
     "report": "10",
 }
 
