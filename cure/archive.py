@@ -30,8 +30,6 @@ SHOWN = ("tables", "figures", "results/predictions", "results/resources", "repor
 _LEFT_OUT = re.compile(
     r"(^|/)(\.git|\.venv|__pycache__|\.dvc/(cache|tmp)|[^/]*\.egg-info|\.[a-z]+_cache|\.ipynb_checkpoints)(/|$)"
 )
-    r"(^|/)(\.git|\.venv|__pycache__|\.dvc/(cache|tmp)|[^/]*\.egg-info|\.[a-z]+_cache|\.ipynb_checkpoints)(/|$)"
-)
 #: More than a bundle can hold: a check that unpacks must not fill a disk.
 _LARGEST = 8 * 2**30
 
