@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +30,8 @@ from cure.progress import TERMINAL, progress
 
 Depth = Literal["tables", "embeddings", "raw"]
 DEPTHS: tuple[Depth, ...] = ("tables", "embeddings", "raw")
+#: Kind, stage, then name, rows, problem and reason for skipping of each table or figure, and seconds.
+Made = tuple[str, str, list[tuple[str, int, str, str]], float]
 #: Largest difference between a score of a head fitted anew and the published one.
 SCORES = 1e-3
 
@@ -148,13 +152,11 @@ def replayed(profile: str, root: Path | None = None, *, whole: bool = False) -> 
             "intervals", SKIPPED, f"patients are not known here: `cure repro --profile {profile}` prepares them"
         )
         whole = False
-    jobs = [
-        joblib.delayed(_made)(kind, profile, stage, root, whole) for kind in ("tables", "figures") for stage in stages
-    ]
-    parallel = joblib.Parallel(n_jobs=min(joblib.cpu_count(), len(jobs)), return_as="generator")
+    both = [(kind, stage) for kind in ("tables", "figures") for stage in stages]
     numbers = "values, counts, intervals and tests follow" if whole else "values and counts follow"
     shown: set[str] = set()
-    for kind, stage, found, seconds in progress(parallel(jobs), desc="follows", total=len(jobs), unit="stage"):
+    work = [(kind, profile, stage, root, whole) for kind, stage in both]
+    for kind, stage, found, seconds in progress(_each(work), desc="follows", total=len(work), unit="stage"):
         wrong = [f"{name}: {problem}" for name, _, problem, _ in found if problem]
         missing = {name: why for name, _, problem, why in found if why and not problem}
         good = [rows for _, rows, problem, why in found if not problem and not why]
@@ -174,9 +176,18 @@ def replayed(profile: str, root: Path | None = None, *, whole: bool = False) -> 
         yield Check("other figures", SKIPPED, f"{some(left)}: drawn from records or models, not from tables alone")
 
 
-def _made(
-    kind: str, profile: str, stage: str, root: Path, whole: bool
-) -> tuple[str, str, list[tuple[str, int, str, str]], float]:
+def _each(work: list[tuple[str, str, str, Path, bool]]) -> Iterator[Made]:
+    """`_made` of each, in order: on one core here, on several in processes of their own."""
+    cores = min(joblib.cpu_count(), len(work))
+    if cores < 2:
+        yield from (_made(*one) for one in work)
+        return
+    # Started afresh, not forked: torch and its threads do not survive a fork.
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        yield from (done.result() for done in [pool.submit(_made, *one) for one in work])
+
+
+def _made(kind: str, profile: str, stage: str, root: Path, whole: bool) -> Made:
     """Name, rows, problem and reason for skipping of every table or figure of a stage, and seconds."""
     start, terminal = time.perf_counter(), os.environ.get(TERMINAL)
     os.environ[TERMINAL] = ""  # bars of several processes would write over each other
