@@ -219,7 +219,8 @@ def difference(published: pd.DataFrame, made: pd.DataFrame, ignored: set[str] | 
     if list(published) != list(made):
         odd = sorted(set(published) ^ set(made)) or "their order"
         return f"other columns than the predictions give: {odd}"
-    keep = [name for name in made if name not in ignored]
+    bounds = ("_lo", "_hi") if "lo" in ignored else ()
+    keep = [name for name in made if name not in ignored and not name.endswith(bounds)]
     old, new = published[keep], made[keep]
     if "metric" in keep and ignored:
         old, new = (t[~t["metric"].isin(_DRAWN_METRICS)] for t in (old, new))

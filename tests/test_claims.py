@@ -108,8 +108,9 @@ def test_means_ratios_and_shares(judge):
     assert found["status"] == "HOLDS" and found["value"] == pytest.approx(-0.7)
     assert judge(rows, expected={"below": -0.71}, **ratio)["status"] == "DOES NOT HOLD"
     assert judge(rows[:1], expected={"below": -0.71}, **ratio)["status"] == "NOT RUN"
-    share = judge([row(0.009, 0.027, value=0.018, reference=0.9)], per="reference", expected={"above": 0.009})
-    assert (share["status"], share["value"]) == ("HOLDS", pytest.approx(0.02))
+    relative = {"relative": 0.02, "relative_lo": 0.013, "relative_hi": 0.03}
+    share = judge([row(0.001, 0.002, **relative)], column="relative", expected={"above": 0.012})
+    assert (share["status"], share["value"], share["lo"]) == ("HOLDS", 0.02, 0.013)
 
 
 def test_selections_by_number_list_wildcard_and_empty_cell(judge):
@@ -145,6 +146,10 @@ def test_a_selection_that_cannot_be_meant_is_an_error(judge):
         judge([row(1, 2), row(1, 2)])
     with pytest.raises(CureError, match="table scores has no column way"):
         judge([row(1, 2)], select={"way": "x"})
+    with pytest.raises(CureError, match="no column seconds"):
+        judge([row(1, 2)], column="seconds")
+    with pytest.raises(CureError, match="no column other_lo"):
+        judge([row(1, 2, other=3)], column="other")
     with pytest.raises(CureError, match="no column p_holm"):
         judge([row(1, 2)], decided_by="interval and holm")
 
@@ -159,7 +164,6 @@ def test_a_selection_that_cannot_be_meant_is_an_error(judge):
         ({"expected": {"above": "0"}}, "above"),
         ({"system": "CURE"}, "system"),
         ({"rows": "mean"}, "no interval"),
-        ({"column": "seconds"}, "seconds has no interval"),
         ({"decided_by": "interval and holm", "expected": {"above": 0.5}}, "difference from 0"),
         ({"profiles": ["nowhere"], "command": "cure repro --profile nowhere"}, "one: no profile nowhere"),
         ({"command": "cure repro --profile ptbxl"}, "names none of the claim's profiles"),
