@@ -90,7 +90,7 @@ def condition(spec: InputSpec, records: list[Record]) -> np.ndarray:
 
 
 def working_rate(spec: InputSpec, fs: float) -> int:
-    """Rate in Hz that the steps start at: the record's own, the next whole one, or the encoder's where filters need it."""
+    """Rate in Hz that steps start at: the record's own, the next whole one, or the encoder's where filters need it."""
     return spec.source_fs if fs < _LEAST_RATIO * _highest_edge(spec) and fs < spec.source_fs else int(np.ceil(fs))
 
 
