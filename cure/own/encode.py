@@ -106,7 +106,7 @@ def notes(spec: InputSpec, record: Record) -> list[str]:
 
 def resample(x: np.ndarray, fs: float, to: float) -> np.ndarray:
     """Change any rate to any other with an anti-aliasing polyphase filter; a straight line keeps its ends."""
-    ratio = Fraction(to / fs).limit_denominator(1000)
+    ratio = Fraction(to / fs).limit_denominator(10_000)
     return sps.resample_poly(x, ratio.numerator, ratio.denominator, axis=-1, padtype="line").astype(np.float32)
 
 
