@@ -145,7 +145,13 @@ def test_bars_of_stages_reach_the_terminal(tmp_path, status):
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        check=False,
     )
     os.close(theirs)
     bar = os.read(ours, 4096).decode()

@@ -67,6 +67,10 @@ def _number(row: pd.Series) -> str:
     return f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
 
 
+def _name(row: pd.Series) -> str:
+    return f"`{row['encoder']}`" if row["weights"] == "none" else f"`{row['encoder']}` (`{row['weights']}`)"
+
+
 def _after_holm(row: pd.Series) -> str:
     return f"p = {row['p_holm']:.2g} after Holm's correction"
 
@@ -82,8 +86,8 @@ def _light_head(tables: Tables) -> Answer:
     verdict = _stands(row, "is worse than", "is better than", "cannot be told apart from")
     return Answer(
         "Does a light head rival fine-tuning?",
-        f"With all labels, a linear probe on the frozen `{row['encoder']}` (`{row['weights']}`) {verdict} the same encoder "
-        f"trained whole: macro AUROC of fine-tuning minus that of the probe {_number(row)}, {_after_holm(row)}.",
+        f"With all labels, a linear probe on the frozen {_name(row)} {verdict} the same encoder trained whole: macro "
+        f" AUROC of fine-tuning minus that of the probe {_number(row)}, {_after_holm(row)}.",
         "finetune_vs_linear",
     )
 
@@ -102,8 +106,8 @@ def _few_labels(tables: Tables) -> Answer:
     replaces = _stands(all_of_them, "and better than", "but is worse than", "and cannot be told apart from")
     return Answer(
         "With how few labels?",
-        f"With {few['fraction']:.0%} of the labels, a {few['head']} head on `{folder}` {against} fine-tuning with as many "
-        f"({_number(few)}, {_after_holm(few)}), {replaces} fine-tuning with all of them ({_number(all_of_them)}, "
+        f"With {few['fraction']:.0%} of the labels, a {few['head']} head on `{folder}` {against} fine-tuning with as "
+        f"many ({_number(few)}, {_after_holm(few)}), {replaces} fine-tuning with all of them ({_number(all_of_them)}, "
         f"{_after_holm(all_of_them)}).",
         "label_efficiency_differences",
     )
@@ -116,12 +120,14 @@ def _pretraining(tables: Tables) -> Answer:
     untrained = mine.loc["random"] if "random" in mine.index else first
     verdict = _stands(untrained, "adds to", "takes from", "changes nothing that can be told in")
     said = (
-        f"Pre-training (`{first['weights']}`) {verdict} a logistic head's macro AUROC, against the same `{first['encoder']}` "
-        f"never trained: {_number(untrained)}, {_after_holm(untrained)}"
+        f"Pre-training (`{first['weights']}`) {verdict} a logistic head's macro AUROC, against the same "
+        f"`{first['encoder']}` never trained: {_number(untrained)}, {_after_holm(untrained)}"
     )
     if "statistics" in mine.index:
         row = mine.loc["statistics"]
-        said += f"; against one that only took the training records' batch statistics: {_number(row)}, {_after_holm(row)}"
+        said += (
+            f"; against one that only took the training records' batch statistics: {_number(row)}, {_after_holm(row)}"
+        )
     return Answer("What does pre-training without labels add?", said + ".", "pretraining")
 
 
@@ -135,8 +141,8 @@ def _ruler(tables: Tables) -> Answer:
     verdict = _stands(row, "is better than", "is worse than", "cannot be told apart from")
     return Answer(
         "And against features measured with a ruler?",
-        f"Under a logistic head, `{row['encoder']}` (`{row['weights']}`) {verdict} hand-crafted ECG features (`{FEATURES}`) in "
-        f"macro AUROC: {_number(row)}, {_after_holm(row)}; of {len(single)} tasks it is better on {better}, worse on {worse}.",
+        f"Under a logistic head, {_name(row)} {verdict} hand-crafted ECG features (`{FEATURES}`) in macro AUROC: "
+        f"{_number(row)}, {_after_holm(row)}; of {len(single)} tasks it is better on {better}, worse on {worse}.",
         "heads_vs_features",
     )
 
@@ -153,8 +159,9 @@ def _scoring(tables: Tables) -> Answer:
         raise CureError("the released protocol was not run on shuffled labels")
     return Answer(
         "What is the way of scoring worth?",
-        f"On shuffled labels, where there is nothing to find, the released protocol gives a {head} head a macro AUROC of "
-        f"{value[keys[1]]:.3f} and an F1 of {f1[keys[1]]:.3f}; a sound one gives {value[keys[0]]:.3f} and {f1[keys[0]]:.3f}.",
+        f"On shuffled labels, where there is nothing to find, the released protocol gives a {head} head a macro AUROC "
+        f"of {value[keys[1]]:.3f} and an F1 of {f1[keys[1]]:.3f}; a sound one gives {value[keys[0]]:.3f} and "
+        f"{f1[keys[0]]:.3f}.",
         "protocols",
     )
 
@@ -165,12 +172,12 @@ def _elsewhere(tables: Tables) -> Answer:
     if study.external is None:
         raise CureError("this profile has no second cohort")
     row = rows.iloc[0]
-    name = f"`{row['encoder']}`" if row["weights"] == "none" else f"`{row['encoder']}` (`{row['weights']}`)"
-    simulated = " (simulated records bound nothing about a real cohort)" if study.external.source.startswith("syn") else ""
+    is_simulated = study.external.source.startswith("synthetic")
+    bound = " (simulated records bound nothing about a real cohort)" if is_simulated else ""
     return Answer(
         "Does it hold on another cohort?",
-        f"A logistic head on {name}, trained on {study.cohort.title} and tested on {study.external.title}{simulated}, "
-        f"has a macro AUROC of {row['external']:.3f} there against {row['internal']:.3f} at home, a difference of "
+        f"A logistic head on {_name(row)}, trained on {study.cohort.title} and tested on "
+        f"{study.external.title}{bound}, has a macro AUROC of {row['external']:.3f} there against {row['internal']:.3f} at home, a difference of "
         f"{_number(row)}, {_after_holm(row)}.",
         "transfer_drop",
     )
@@ -186,8 +193,8 @@ def _groups(tables: Tables) -> Answer:
     if len(clear):
         row = clear.loc[clear["value"].abs().idxmax()]
         said += (
-            f"; the widest is {row['metric']} of {row['task']}, {row['group']} minus {row['comparator']}, {_number(row)} "
-            f"(`{row['subject']}`)"
+            f"; the widest is {row['metric']} of {row['task']}, {row['group']} minus {row['comparator']}, "
+            f"{_number(row)} (`{row['subject']}`)"
         )
     return Answer("For whom are scores lower?", said + ".", "subgroup_gaps")
 
@@ -195,16 +202,16 @@ def _groups(tables: Tables) -> Answer:
 def _chance(tables: Tables) -> Answer:
     null = tables.read("null")
     far = null[(null["mean_within"] - 0.5).abs() > 4 * null["se_within"]]
-    leak = f"**{', '.join(far['task'])} lies further from 0.50 than four standard errors**" if len(far) else (
-        "no task lies further from 0.50 than four standard errors"
+    leak = (
+        f"**{', '.join(far['task'])} lies further from 0.50 than four standard errors**"
+        if len(far)
+        else ("no task lies further from 0.50 than four standard errors")
     )
     widest = null.loc[null["hi"].idxmax()]
     return Answer(
         "What can chance do?",
         f"Retrained on permuted labels, a ridge probe has a mean AUROC of {null['mean_within'].min():.3f} to "
-        f"{null['mean_within'].max():.3f} within test parts, and {leak}; on {widest['task']} ({widest['n_pos']:.0f} positives) "
-        f"chance reaches {widest['hi']:.3f} in its best 2.5 %.",
+        f"{null['mean_within'].max():.3f} within test parts, and {leak}; on {widest['task']} "
+        f"({widest['n_pos']:.0f} positives) chance reaches {widest['hi']:.3f} in its best 2.5 %.",
         "null",
     )
-
-

@@ -45,7 +45,9 @@ def data(profile: str, tables: Path) -> list[Card]:
             continue
         about = _sources()[cohort.source]
         facts = [("studied", cohort.title), *_counts(tables, cohort.name)]
-        facts += [("split", "official folds" if cohort.split == "official" else "five outer splits of two folds, by patient")]
+        facts += [
+            ("split", "official folds" if cohort.split == "official" else "five outer splits of two folds, by patient")
+        ]
         facts += [(said, about[key]) for key, said in _FIELDS.items() if about[key]]
         found.append(Card(cohort.name, about["name"], facts, about["home"]))
     return found

@@ -112,5 +112,7 @@ def body(executed: Executed, gallery: Gallery, profile: str, pages: set[str]) ->
     text, _ = exporter.from_notebook_node(notebook)
     text = text.replace('id="cell-id=', 'id="').replace("<img ", '<img loading="lazy" ')
     text = re.sub(r'<a class="anchor-link"[^>]*>.*?</a>', "", text)
-    text = text.replace('<div class="highlight">', '<div class="highlight" tabindex="0" role="region" aria-label="Code">')
+    text = text.replace(
+        '<div class="highlight">', '<div class="highlight" tabindex="0" role="region" aria-label="Code">'
+    )
     return local(boxed(scoped(text), "Table"), profile, pages)

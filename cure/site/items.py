@@ -40,7 +40,8 @@ class Checklist(_Strict):
     def counts(self) -> dict[str, int]:
         """How many items have each status, those with none left out."""
         every = [item.status for item in self.items]
-        return {status: every.count(status) for status in dict.fromkeys(every)}
+        order = ("answered", "partly", "not answered", "not applicable")
+        return {status: every.count(status) for status in order if status in every}
 
 
 @cache

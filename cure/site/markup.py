@@ -1,6 +1,7 @@
 """HTML of tables and prose: header cells with a scope, scrolling boxes, and links that lead to pages of the site."""
 
 import html
+import numbers
 import re
 
 import pandas as pd
@@ -24,9 +25,8 @@ def table(data: pd.DataFrame, label: str, row_headers: int = 1) -> str:
     head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in data.columns)
     rows = []
     for values in data.itertuples(index=False):
-        texts = ["" if _missing(value) else html.escape(str(value)) for value in values]
-        cells = [f'<th scope="row">{text}</th>' for text in texts[:row_headers]]
-        cells += [f"<td>{text}</td>" for text in texts[row_headers:]]
+        cells = [f'<th scope="row">{_text(value)}</th>' for value in values[:row_headers]]
+        cells += [f"<td{_side(value)}>{_text(value)}</td>" for value in values[row_headers:]]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     body = "\n".join(rows)
     return box(
@@ -36,8 +36,15 @@ def table(data: pd.DataFrame, label: str, row_headers: int = 1) -> str:
     )
 
 
-def _missing(value: object) -> bool:
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+def _text(value: object) -> str:
+    if value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value))):
+        return ""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return f"{value:.0f}" if is_whole else html.escape(str(value))
+
+
+def _side(value: object) -> str:
+    return ' class="number"' if isinstance(value, numbers.Number) else ""
 
 
 def box(inner: str, label: str) -> str:

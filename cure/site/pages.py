@@ -1,5 +1,6 @@
 """Assembles the site of one profile from what is published, and writes it whole or not at all."""
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +8,24 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from pygments.formatters import HtmlFormatter
 
-from cure import claims, config, contents, paths, plots
+from cure import claims, config, contents, course, paths, plots
 from cure.settings.report import ReportConfig
 from cure.site import answers, browse, cards, executed, items, markup, pipeline, results
 from cure.site.pictures import Gallery, Picture
 
 #: The figure that the first page opens with.
 MAIN_FIGURE = "label_efficiency"
+#: Pages that are neither a table's nor a notebook's, in words.
+_PAGES = {
+    "index.html": "overview",
+    "results.html": "findings in full",
+    "pipeline.html": "pipeline",
+    "cards.html": "data and models",
+    "reporting.html": "reporting",
+}
 #: Statuses of claims -> class of their text's style.
 _STATUS_STYLES = {
     claims.HOLDS: "holds",
@@ -71,8 +81,7 @@ class Site:
         self.gallery = Gallery(out)
         self.figures = [self._figure(stage, file) for stage in ran for file in self._files(stage, "figures", "*.png")]
         self.tables = [self._table(stage, file) for stage in ran for file in self._files(stage, "tables", "*.csv")]
-        top = ("index.html", "results.html", "pipeline.html", "cards.html", "reporting.html")
-        self.pages = {*top, *(f"{one.name}.html" for one in self.notebooks.values())}
+        self.pages = {*_PAGES, *(f"{one.name}.html" for one in self.notebooks.values())}
         self.pages |= {f"tables/{table.sheet.name}.html" for table in self.tables}
         report = config.check(ReportConfig, **config.parameters("report", profile))
         self.writer = results.Writer(report, self.pages, self.missing)
@@ -80,7 +89,7 @@ class Site:
         self._templates = Environment(
             loader=PackageLoader("cure", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
-        self._templates.filters["number"] = number
+        self._templates.filters |= {"number": number, "code": code}
 
     def _made(self, stage: str) -> Path:
         return paths.stage(self.profile, stage)
@@ -157,7 +166,7 @@ class Site:
 
     def _write_pipeline(self) -> None:
         pages = {stage: f"{notebook.name}.html" for stage, notebook in self.notebooks.items()}
-        about = {stage: notebook.title for stage, notebook in self.notebooks.items()}
+        about = course.WITHOUT_NOTEBOOK | {stage: notebook.title for stage, notebook in self.notebooks.items()}
         graph = pipeline.draw(self.graph, self.cost, pages)
         (self.out / "pipeline.svg").write_text(graph)
         machine = f"{self.cost['cpu'].iloc[0]}, {self.cost['cores'].iloc[0]} cores" if len(self.cost) else ""
@@ -187,24 +196,35 @@ class Site:
                 "asks": item.asks,
                 "status": item.status,
                 "answer": item.answer,
-                "where": [(self._link(target), target) for target in item.where],
+                "where": [(self._link(target), target, self._place(target)) for target in item.where],
             }
             for item in checklist.items
         ]
         return self._templates.get_template("checklist.html").render(
-            rows=rows, name=checklist.name, styles=_STATUS_STYLES
+            absent="not run" if self.missing else "not in this profile",
+            rows=rows,
+            name=checklist.name,
+            styles=_STATUS_STYLES,
         )
 
     def _link(self, target: str) -> bool:
         """Whether the site has a page; what belongs to a stage that has not run has none."""
         return target.partition("#")[0] in self.pages
 
+    def _place(self, target: str) -> str:
+        """A page of the site in words."""
+        page, _, part = target.partition("#")
+        kind, name = ("table", page[7:-5]) if page.startswith("tables/") else ("notebook", page[:-5])
+        where = _PAGES.get(page, f"{kind} {name}")
+        return f"{where}: {part.replace('-', ' ')}" if part else where
+
     def _index(self) -> dict[str, Any]:
         main = next((figure for figure in self.figures if figure.name == MAIN_FIGURE), None)
         found = answers.answers(self.profile, paths.root() / "tables" / self.profile)
         judged = self._claims()
         return {
-            "headline": results.headline(self.writer),
+            "studied": results.studied(self.writer),
+            "scores": results.scores(self.writer),
             "limits": results.limits(self.writer),
             "answers": [(one, markup.markdown(one.text, self.profile, self.pages)) for one in found],
             "main": main,
@@ -226,10 +246,14 @@ class Site:
         return table.assign(has_table=[f"tables/{name}.html" in self.pages for name in table["table"]])
 
 
+def code(text: str) -> Markup:
+    """Text in which what stands in backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped just here
+
+
 def number(row: Any) -> str:
     """Value of a row with its interval, as far as there are any."""
     value, lo, hi = row.value, row.lo, row.hi
     if pd.isna(value):
         return ""
     return f"{value:.3g}" if pd.isna(lo) else f"{value:.3g} [{lo:.3g}, {hi:.3g}]"
-

@@ -46,7 +46,7 @@ class Gallery:
         """
         key = digest(png)
         if key not in self.known:
-            image = Image.open(io.BytesIO(png))
+            image: Image.Image = Image.open(io.BytesIO(png))
             if "A" in image.getbands() and image.getchannel("A").getextrema() == (255, 255):
                 image = image.convert("RGB")
             file = self.folder / "figures" / f"{name or key[:12]}.webp"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-_WIDTH, _HEIGHT = 124, 52
-_GAP_X, _GAP_Y = 34, 16
+_WIDTH, _HEIGHT = 108, 52
+_GAP_X, _GAP_Y = 25, 14
 _MARGIN = 8
 
 _STYLE = """
@@ -64,7 +64,7 @@ def stages(file: Path, profile: str) -> list[Stage]:
     for name, stage in raw.items():
         needed = dict.fromkeys(maker(own(dep)) for dep in stage.get("deps", []))
         command = stage["cmd"] if isinstance(stage["cmd"], str) else " && ".join(stage["cmd"])
-        found.append(Stage(name, own(command), tuple(one for one in needed if one not in (None, name))))  # type: ignore[misc]
+        found.append(Stage(name, own(command), tuple(one for one in needed if one not in (None, name))))
     return found
 
 
@@ -130,7 +130,9 @@ def draw(graph: list[Stage], cost: pd.DataFrame, pages: dict[str, str]) -> str:
     longest = measured["wall_s"].max() if len(measured) else 1.0
     arrows = "\n".join(_arrow(place[a], place[b]) for a, b in direct(graph))
     boxes = "\n".join(
-        _box(stage, place[stage.name], measured.loc[stage.name] if stage.name in measured.index else None, longest, pages)
+        _box(
+            stage, place[stage.name], measured.loc[stage.name] if stage.name in measured.index else None, longest, pages
+        )
         for stage in graph
     )
     return (
@@ -151,7 +153,9 @@ def _places(graph: list[Stage]) -> dict[str, tuple[float, float]]:
     row: dict[str, float] = {}
     for number in sorted(set(column.values())):
         names = [stage.name for stage in graph if column[stage.name] == number]
-        wanted = {name: sum(row[o] for o in follows[name]) / len(follows[name]) if name in follows else 0.0 for name in names}
+        wanted = {
+            name: sum(row[o] for o in follows[name]) / len(follows[name]) if name in follows else 0.0 for name in names
+        }
         start = sum(wanted.values()) / len(names) - (len(names) - 1) / 2
         for i, name in enumerate(sorted(names, key=wanted.__getitem__)):
             row[name] = start + i
@@ -175,17 +179,19 @@ def description(graph: list[Stage], cost: pd.DataFrame) -> str:
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
     x0, y0, x1, y1 = start[0] + _WIDTH, start[1] + _HEIGHT / 2, end[0], end[1] + _HEIGHT / 2
     bend = min(40.0, (x1 - x0) / 2)
-    return (
-        f'<path marker-end="url(#tip)" d="M{x0:g} {y0:g} C{x0 + bend:g} {y0:g} {x1 - bend:g} {y1:g} {x1:g} {y1:g}"/>'
-    )
+    return f'<path marker-end="url(#tip)" d="M{x0:g} {y0:g} C{x0 + bend:g} {y0:g} {x1 - bend:g} {y1:g} {x1:g} {y1:g}"/>'
 
 
 def _box(stage: Stage, at: tuple[float, float], cost: pd.Series | None, longest: float, pages: dict[str, str]) -> str:
     x, y = at
     said = "not measured" if cost is None else f"{seconds(cost['wall_s'])} · {megabytes(cost['peak_rss_mb'])}"
-    share = "" if cost is None else (
-        f'<rect class="share" x="{x + 1:g}" y="{y + _HEIGHT - 5:g}" height="4" rx="2" '
-        f'width="{max(2.0, (_WIDTH - 2) * cost["wall_s"] / longest):.1f}"/>'
+    share = (
+        ""
+        if cost is None
+        else (
+            f'<rect class="share" x="{x + 1:g}" y="{y + _HEIGHT - 5:g}" height="4" rx="2" '
+            f'width="{max(2.0, (_WIDTH - 2) * cost["wall_s"] / longest):.1f}"/>'
+        )
     )
     group = (
         f'<g class="stage{"" if cost is not None else " waits"}">'
@@ -207,10 +213,10 @@ def table(graph: list[Stage], cost: pd.DataFrame, about: dict[str, str]) -> pd.D
             {
                 "stage": stage.name,
                 "what it does": about.get(stage.name, ""),
-                "needs": ", ".join(stage.needs),
                 "wall time (s)": None if row is None else row["wall_s"],
                 "CPU time (s)": None if row is None else row["cpu_s"],
                 "peak memory (MB)": None if row is None else row["peak_rss_mb"],
+                "needs": ", ".join(stage.needs),
                 "command": stage.command,
             }
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -53,9 +54,14 @@ class Writer:
         return markup.markdown(say(self.report), self.report.profile, self.pages, label)
 
 
-def headline(writer: Writer) -> Section:
-    """Who was studied and the main scores."""
-    return writer.section("headline", "In one paragraph", lambda: writer.prose(findings.headline, "Headline"))
+def studied(writer: Writer) -> Section:
+    """Who was studied."""
+    return writer.section("studied", "Who was studied", lambda: writer.prose(findings.studied, "Cohort"))
+
+
+def scores(writer: Writer) -> Section:
+    """The main scores in one paragraph."""
+    return writer.section("scores", "The scores behind it", lambda: writer.prose(findings.main_scores, "Scores"))
 
 
 def limits(writer: Writer) -> Section:
@@ -84,7 +90,7 @@ def sections(writer: Writer) -> list[Section]:
         writer.section("cohort", "Who is in the cohort", lambda: _cohort(writer.report.profile)),
         writer.section("scoring", "How it is scored", lambda: _scoring(writer.report.profile)),
         writer.section("main-table", f"Main table: encoder x head x task, {name}", lambda: _main(writer)),
-        *(writer.section(key, title, lambda say=say, title=title: writer.prose(say, title)) for key, title, say in prose),
+        *(writer.section(key, title, partial(writer.prose, say, title)) for key, title, say in prose),
         writer.section("groups", f"Label groups, macro {name}", lambda: _groups(writer.report)),
     ]
 
@@ -98,8 +104,8 @@ def _scoring(profile: str) -> str:
     study = config.load(profile)
     folds = {
         "official": "Folds 1 to 8 train, fold 9 chooses, fold 10 is scored once.",
-        "rotate": "Five outer splits of two folds rotate; every record has one prediction, by a head that saw neither it "
-        "nor its patient.",
+        "rotate": "Five outer splits of two folds rotate; every record has one prediction, by a head that saw neither "
+        "it nor its patient.",
     }[study.cohort.split]
     draws = config.parameters("heads", profile)["n_draws"]
     return (
@@ -119,8 +125,8 @@ def _main(writer: Writer) -> str:
         + markup.table(table, "Main table", row_headers=3)
         + f'<p class="note">Value [95 % interval]. Random encoders are averaged over initialisations inside each draw. '
         f"In parentheses, without interval: fewer than {MIN_POSITIVES} positive test records; such a score enters no "
-        f"average. <b>macro</b>: mean of all tasks with support; <b>macro-super</b>: of the five superclasses. {meaning}.</p>"
-        + writer.prose(findings.marks, "Marks")
+        f"average. <b>macro</b>: mean of all tasks with support; <b>macro-super</b>: of the five superclasses. "
+        f"{meaning}.</p>" + writer.prose(findings.marks, "Marks")
     )
 
 

@@ -1,6 +1,7 @@
 // Sorting, filtering and CSV files of the site's tables. No library, no request: data is in the page.
 "use strict";
 
+const count = (n) => n.toLocaleString("en");
 const numeric = (text) => text !== "" && !Number.isNaN(Number(text));
 
 // Numbers by size ("0.903 [0.891, 0.913]" and "(1,987" count as numbers), words by letter; what is empty comes last.
@@ -94,7 +95,7 @@ async function browse(table, packed) {
     }
     body.replaceChildren(parts);
     const shown = Math.min(limit, chosen.length);
-    said.textContent = `${shown} of ${chosen.length} rows shown` + (chosen.length < rows.length ? ` (${rows.length} in all)` : "");
+    said.textContent = `${count(shown)} of ${count(chosen.length)} rows shown` + (chosen.length < rows.length ? ` (${count(rows.length)} in all)` : "");
     more.hidden = shown === chosen.length;
   }
 
