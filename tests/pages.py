@@ -1,4 +1,4 @@
-"""What of a rendered site can be wrong without anyone looking at it: links, anchors, requests, names for screen readers."""
+"""What of a rendered site can be wrong without anyone looking: links, anchors, requests, names for screen readers."""
 
 import os
 import re

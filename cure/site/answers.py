@@ -177,8 +177,8 @@ def _elsewhere(tables: Tables) -> Answer:
     return Answer(
         "Does it hold on another cohort?",
         f"A logistic head on {_name(row)}, trained on {study.cohort.title} and tested on "
-        f"{study.external.title}{bound}, has a macro AUROC of {row['external']:.3f} there against {row['internal']:.3f} at home, a difference of "
-        f"{_number(row)}, {_after_holm(row)}.",
+        f"{study.external.title}{bound}, has a macro AUROC of {row['external']:.3f} there against "
+        f"{row['internal']:.3f} at home, a difference of {_number(row)}, {_after_holm(row)}.",
         "transfer_drop",
     )
 
