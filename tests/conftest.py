@@ -187,7 +187,7 @@ def make_project(folder: Path, profile: dict = TINY) -> Path:
     """A copy of what the pipeline consists of, besides the package, with profile `tiny` as the only one listed."""
     for name in ("notebooks", "profiles", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
-    for name in ("dvc.yaml", "runtime.lock", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "claims.yaml", "runtime.lock", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
     shutil.copytree(ROOT / "cure", folder / "cure", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "params.yaml").write_text("profiles: [tiny]\n")
