@@ -4,11 +4,11 @@ Nothing is fitted here. Encoder, embeddings and heads are those that earlier sta
 official one, or the first where folds rotate. A test record of that split is new to all of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from cure import config, embed, kept
 from cure.cohorts.base import Cohort
@@ -16,8 +16,13 @@ from cure.embed import Representation
 from cure.errors import CureError
 from cure.kept import Kept
 from cure.models import Encoder
-from cure.models.base import one_thread, pool
+from cure.own import quality
+from cure.own.encode import Runner, notes
+from cure.own.find import find
+from cure.own.readers import load
+from cure.own.record import Given, Record
 from cure.settings.quickstart import QuickstartConfig
+from cure.signals import LEADS
 from cure.splits import Split, make_splits
 
 #: Seconds that a drawing on paper shows.
@@ -64,25 +69,29 @@ class Recording:
     ----------
     name : str
         What captions call it.
-    mv : (12, n_samples) float32 array
-        mV, leads in CURE's order; a lead that was not recorded is 0.
-    fs : int
-        Hz.
+    record : Record
+        Twelve leads in mV, in CURE's order, one that was not recorded is 0; rate, notes and quality flags.
     row : int or None
         Position in the cohort; None for a record from elsewhere.
     about : str
-        Where it comes from and what is known of it, a sentence or two.
+        Where it comes from and what is known of it, as Markdown.
     """
 
     name: str
-    mv: np.ndarray
-    fs: int
-    row: int | None = None
-    about: str = ""
+    record: Record
+    row: int | None
+    about: str
+
+    @property
+    def fs(self) -> float:
+        """Sampling rate in Hz."""
+        return self.record.fs
 
     def on_paper(self) -> np.ndarray:
         """The first 10 s in mV, (12, n); a shorter record goes on as a flat line."""
-        return _ten_seconds(self.mv, self.fs)
+        mv, n = self.record.x, round(SECONDS * self.fs)
+        flat = np.repeat(np.median(mv, axis=1, keepdims=True), max(n - mv.shape[1], 0), axis=1)
+        return np.concatenate([mv[:, :n], flat], axis=1)
 
 
 def open_study(settings: QuickstartConfig) -> Study:
@@ -146,7 +155,7 @@ def record(study: Study) -> Recording:
     if settings.path is not None:
         if settings.record_id is not None:
             raise CureError("`path` and `record_id` are both set: leave one of them at None")
-        return own(settings.path)
+        return own(study, Path(settings.path).expanduser())
     ids = study.cohort.records["record_id"]
     if settings.record_id is None:
         return of_cohort(study, first_listing(study))
@@ -173,15 +182,55 @@ def of_cohort(study: Study, row: int) -> Recording:
     one, ratio = cohort.records.iloc[row], fs / cohort.rates[0]
     start, n_valid = round(one["start"] * ratio), round(one["n_valid"] * ratio)
     mv = cohort.signals(np.array([row]), fs)[0][:, start : start + n_valid]
-    part = part_of(study, row)
     seen = {
         "test": "a test record: new to encoder and heads",
         "validation": "a validation record: the heads were chosen and calibrated on it",
         "training": "a training record: encoder or heads have seen it, so its prediction is no test",
     }
     age = "age masked" if pd.isna(one["age"]) else f"{one['age']:.0f} years"
-    about = f"{age}, {one['sex']}; lists {', '.join(one['labels']) or 'nothing'}; {seen[part]}."
-    return Recording(f"record {one['record_id']}", mv, fs, row, f"{study.config.cohort.title}: {about}")
+    known = f"{age}, {one['sex']}; lists {', '.join(one['labels']) or 'nothing'}; {seen[part_of(study, row)]}"
+    title = study.config.cohort.title
+    return _looked_at(study, f"record {one['record_id']}", mv, fs, row, f"{title[:1].upper()}{title[1:]}: {known}.")
+
+
+def own(study: Study, path: Path) -> Recording:
+    """One file of the reader's own, in any format that `cure.own.find` knows.
+
+    Raises
+    ------
+    CureError
+        If it is not there, holds several records, or cannot be used: says why.
+    """
+    items = find([path])
+    if len(items) > 1:
+        raise CureError(f"{path} holds {len(items)} records, the first is {items[0].name}: name one file")
+    said = dict(study.config.given)
+    given = Given(**said | ({"leads": tuple(said["leads"])} if "leads" in said else {}))
+    (found,) = load(items, given, _needed(study.encoder))
+    if isinstance(found, str):
+        raise CureError(f"{path} cannot be used: {found}. Options (--rate, ...) go into `given`: {{'rate': 500}}")
+    recorded = ", ".join(lead for lead, there in zip(LEADS, found.present, strict=True) if there)
+    about = f"{found.seconds:.1f} s at {found.fs:g} Hz; recorded: {recorded}."
+    return _described(study, Recording(path.name, found, None, about))
+
+
+def _looked_at(study: Study, name: str, mv: np.ndarray, fs: int, row: int, about: str) -> Recording:
+    present = np.ptp(mv, axis=1) > 0
+    record = Record(mv, float(fs), present, np.zeros(len(LEADS), bool))
+    quality.flag([record], _needed(study.encoder))
+    return _described(study, Recording(name, record, row, about))
+
+
+def _described(study: Study, ecg: Recording) -> Recording:
+    """Add to what is known of a record what was done to it and what is wrong with it as a signal."""
+    done = [*ecg.record.notes, *notes(study.encoder.input_spec, ecg.record)]
+    said = [f"Input: {'; '.join(done)}."] if done else []
+    said += [f"**{flag}**: {quality.FLAGS[flag]}." for flag in ecg.record.quality]
+    return replace(ecg, about=" ".join([ecg.about, *said]))
+
+
+def _needed(encoder: Encoder) -> tuple[int, ...]:
+    return tuple(LEADS.index(lead) for lead in encoder.input_spec.leads)
 
 
 def part_of(study: Study, row: int) -> str:
@@ -191,19 +240,14 @@ def part_of(study: Study, row: int) -> str:
 
 
 def embedded(study: Study, ecg: Recording) -> np.ndarray:
-    """Mean-pooled embedding of one record, (dim,) float32, made as stage `embed` makes those of the cohort.
+    """Mean-pooled embedding of one record, (dim,) float32, as stage `embed` makes those of the cohort.
 
-    The steps of the encoder's input spec, then the encoder on every window, then the mean over tokens and over windows;
-    of a record shorter than a window only the tokens of its own samples count.
+    Raises
+    ------
+    CureError
+        If the encoder cannot take the record.
     """
-    spec = study.encoder.input_spec
-    windows = torch.from_numpy(spec.apply(ecg.mv[None], ecg.fs)[0])
-    filled = min(ecg.mv.shape[1] / ecg.fs / spec.seconds, 1.0) if study.encoder.timed else 1.0
-    with torch.inference_mode(), one_thread():
-        return pool(study.encoder(windows), "mean", np.full(len(windows), filled)).mean(dim=0).numpy()
-
-
-def _ten_seconds(mv: np.ndarray, fs: int) -> np.ndarray:
-    n = round(SECONDS * fs)
-    flat = np.repeat(np.median(mv, axis=1, keepdims=True), max(n - mv.shape[1], 0), axis=1)
-    return np.concatenate([mv[:, :n], flat], axis=1)
+    (z,) = Runner(study.encoder, "mean")([ecg.record])
+    if isinstance(z, str):
+        raise CureError(f"{ecg.name} cannot be embedded: {z}")
+    return z

@@ -14,6 +14,7 @@ from cure.errors import CureError
 from cure.estimators import scaler
 from cure.models.base import one_thread
 from cure.onerecord import Recording, Study, embedded, of_cohort, open_study, part_of, record
+from cure.own.encode import condition
 from cure.signals import LEADS
 
 __all__ = ["embedded", "open_study", "record"]
@@ -156,7 +157,7 @@ def explain(study: Study, ecg: Recording) -> Explanation:
     settings, spec = study.config, study.encoder.input_spec
     folder, card = kept.folder_of(settings.profile), study.heads[settings.task].card
     linear = kept.load(folder, f"{card.encoder}-{card.weights}-{card.seed}", "logistic", settings.task)
-    x = spec.apply(ecg.mv[None], ecg.fs, first=True)[:, 0]
+    x = condition(spec, [ecg.record])[:, 0]
     order = [spec.leads.index(lead) for lead in LEADS]
     with one_thread():
         probe = Probe(study.encoder, linear.pipeline())

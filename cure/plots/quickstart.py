@@ -24,7 +24,7 @@ class Named(Protocol):
     @property
     def name(self) -> str: ...  # noqa: D102
     @property
-    def fs(self) -> int: ...  # noqa: D102
+    def fs(self) -> float: ...  # noqa: D102
     def on_paper(self) -> np.ndarray: ...  # noqa: D102
 
 

@@ -13,6 +13,9 @@ class QuickstartConfig(StageConfig):
     stage = "quickstart"
 
     path: str | None = Field(None, description="your own ECG; None takes a record of the cohort")
+    given: dict[Literal["rate", "unit", "gain", "leads"], float | str | list[str]] = Field(
+        {}, description="what that file does not say: {'rate': 500, 'unit': 'mV', 'leads': ['I', 'II']}"
+    )
     record_id: int | str | None = Field(
         None, description="of the cohort; None takes the first test record that lists `task`"
     )
