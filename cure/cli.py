@@ -1,6 +1,8 @@
 """Command line: `cure run STAGE --profile P`, `cure clean`, `cure render --profile P`, `cure repro --profile P`.
 
-And the published weights: `cure weights list | fetch MODEL | convert FILE [--out FILE] | verify [MODEL]`.
+The published weights: `cure weights list | fetch MODEL | convert FILE [--out FILE] | verify [MODEL]`.
+
+And own records: `cure embed PATH... --model NAME`, `cure predict PATH... --task NAME` (docs/own-ecgs.md).
 """
 
 import argparse
@@ -8,6 +10,7 @@ import sys
 from pathlib import Path
 
 from cure.errors import CureError
+from cure.own import commands as own
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     for each in (run, render, repro):
         each.add_argument("--profile", default="demo", help="a file in profiles/ (default: demo)")
     _add_weights(commands.add_parser("weights", help="published weights: list, fetch, convert, verify"))
+    own.add(commands)
     return parser
 
 
