@@ -278,7 +278,7 @@ def agreement(study: Study, table: pd.DataFrame, ecg: Recording) -> str:
     labels = study.cohort.binary()
     y = labels.y[:, labels.names.index(study.config.task)]
     return (
-        f"{int(y[table['row']].sum())} of {len(table)} neighbours list {study.config.task}; so do "
+        f"{study.config.task} is listed by {int(y[table['row']].sum())} of {len(table)} neighbours, and by "
         f"{y[_strangers(study, ecg)].mean():.0%} of all records of other patients."
     )
 

@@ -75,9 +75,9 @@ def strips(records: Sequence[Named]) -> Figure:
         12 leads in CURE's order, mV.
     """
     width, height = 2 * STRIP_S, STEP_MV * len(records)
-    figure = Figure(figsize=(10.6, 0.42 * height + 0.7), layout="constrained")
+    figure = Figure(figsize=(10.6, 0.42 * height + 1.0), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlim=(0, width), ylim=(1.5 - height, 1.5), aspect=0.4)
+    axes.set(xlim=(0, width), ylim=(1.5 - height, 2.2), aspect=0.4)
     for step, colour, line in ((1, _SMALL, 0.25), (5, _LARGE, 0.6)):
         _grid(axes, 0.04 * step, 0.1 * step, colour, line, minor=step == 1)
     axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
