@@ -200,9 +200,12 @@ def _rate_of(times: pd.Series, unit: str) -> float:
     if len(t) < 2 or not np.isfinite(t).all() or t[-1] <= t[0]:
         raise UnusableError(f"column {times.name!r} does not rise")
     step = (t[-1] - t[0]) / (len(t) - 1)
-    if np.abs(t - t[0] - step * np.arange(len(t))).max() > step:
+    off = np.abs(t - t[0] - step * np.arange(len(t))).max()
+    if off > step:
         raise UnusableError(f"times in column {times.name!r} are not evenly spaced")
-    return 1 / step
+    # Rounded times leave the rate open by so much: a whole number of Hz in that range is meant.
+    whole = round(1 / step)
+    return float(whole) if whole and abs(1 / (whole * step) - 1) <= 2 * off / (t[-1] - t[0]) + 1e-6 else 1 / step
 
 
 def _number(cell: str, decimal: str) -> bool:

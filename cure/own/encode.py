@@ -90,7 +90,7 @@ def condition(spec: InputSpec, records: list[Record]) -> np.ndarray:
 
 
 def working_rate(spec: InputSpec, fs: float) -> int:
-    """Rate in Hz that the steps start at: the record's own, the next whole one, or the encoder's where filters need it."""
+    """Rate in Hz that steps start at: the record's own, the next whole one, or the encoder's where filters need it."""
     return spec.source_fs if fs < _LEAST_RATIO * _highest_edge(spec) and fs < spec.source_fs else int(np.ceil(fs))
 
 
@@ -106,7 +106,7 @@ def notes(spec: InputSpec, record: Record) -> list[str]:
 
 def resample(x: np.ndarray, fs: float, to: float) -> np.ndarray:
     """Change any rate to any other with an anti-aliasing polyphase filter; a straight line keeps its ends."""
-    ratio = Fraction(to / fs).limit_denominator(1000)
+    ratio = Fraction(to / fs).limit_denominator(10_000)
     return sps.resample_poly(x, ratio.numerator, ratio.denominator, axis=-1, padtype="line").astype(np.float32)
 
 

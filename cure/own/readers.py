@@ -22,6 +22,8 @@ from cure.own.names import lead_of
 from cure.own.record import Given, Raw, Record, standard
 
 _MESSAGE = 200
+#: Signals of more bytes are read in part only.
+_LARGE_BYTES = 4_000_000
 
 
 def load(items: list[Item], given: Given, needed: tuple[int, ...]) -> list[Record | str]:
@@ -60,28 +62,30 @@ def _load(item: Item, given: Given) -> Record | str:
 
 
 def _read_wfdb(item: Item, given: Given) -> Raw:
-    path = item.path.with_suffix("")
-    raw, header = Header.read(item.path), wfdb.rdheader(str(path))
-    names = [name or "" for name in header.sig_name or []]
+    path, raw = item.path.with_suffix(""), Header.read(item.path)
+    end = None
+    if sum((item.path.parent / name).stat().st_size for name in set(raw.files) - {"~"}) > _LARGE_BYTES:
+        # Only here: wfdb takes longer to parse a header than to read ten seconds.
+        header = wfdb.rdheader(str(path))
+        longest = int(given.max_seconds * header.fs) + 1
+        end = longest if header.sig_len is not None and header.sig_len > longest else None
+    record = wfdb.rdrecord(str(path), sampto=end, physical=False, smooth_frames=False)
+    names = [name or "" for name in record.sig_name or []]
     leads = [i for i, name in enumerate(names) if lead_of(name) is not None]
     channels = leads or list(range(len(names)))
-    frame = {header.samps_per_frame[i] for i in channels}
+    frame = {record.samps_per_frame[i] for i in channels}
     if len(frame) > 1:
         raise UnusableError("its leads differ in sampling rate")
     if any(raw.gains[i] == 0 for i in channels):
         raise UnusableError("no gain in the header: amplitudes are not calibrated")
-    longest = int(given.max_seconds * header.fs) + 1
-    longer = header.sig_len is not None and header.sig_len > longest
-    end = longest if longer else None
-    record = wfdb.rdrecord(str(path), sampto=end, channels=channels, physical=False, smooth_frames=False)
     # The sum is over the whole record; some writers put 0 for "not computed".
-    if not longer and record.checksum and any(record.checksum):
+    if not end and record.checksum and any(record.checksum):
         pairs = zip(record.e_d_signal, record.checksum, strict=True)
         if any((np.sum(samples, dtype=np.int64) - told) % 65536 for samples, told in pairs if told is not None):
             raise UnusableError("samples do not match the header's checksum")
-    values = np.stack(record.dac(expanded=True))
-    fs = float(header.fs * min(frame))
-    return Raw(values, [names[i] for i in channels], [raw.units[i] for i in channels], fs, longer=longer)
+    physical = record.dac(expanded=True)
+    values, units = np.stack([physical[i] for i in channels]), [raw.units[i] for i in channels]
+    return Raw(values, [names[i] for i in channels], units, float(record.fs * min(frame)), longer=end is not None)
 
 
 def _read_edf(item: Item, given: Given) -> Raw:

@@ -10,8 +10,8 @@ from cure.signals import LEADS
 
 #: A shorter record is refused: no filter or beat fits into it.
 LEAST_SECONDS = 2.0
-#: A rate this close to a whole number of Hz is that: time stamps are rounded.
-_WHOLE = 1e-3
+#: Rates that differ by less than this share are the same; one so near to a whole number of Hz is that.
+_SAME = 1e-6
 #: No surface ECG has such a range, in mV, in the median of its leads; one in another unit does.
 _IMPLAUSIBLE_MV = 100.0
 _SHOWN = 6
@@ -147,9 +147,9 @@ def _rate(raw: Raw, given: Given, notes: list[str]) -> float:
         raise UnusableError("the file does not say its sampling rate: say it with --rate")
     if not np.isfinite(fs) or fs <= 0:
         raise UnusableError(f"sampling rate {fs:g} Hz is none")
-    if abs(fs - round(fs)) < _WHOLE * fs and fs >= 1:
+    if abs(fs - round(fs)) < _SAME * fs:
         fs = float(round(fs))
-    if given.rate is not None and abs(given.rate - fs) > _WHOLE * fs:
+    if given.rate is not None and abs(given.rate - fs) > _SAME * fs:
         notes.append(f"--rate not used: the file says {fs:g} Hz")
     return fs
 
