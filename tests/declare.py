@@ -1,6 +1,7 @@
 """`python tests/declare.py`: write the modules that each stage depends on into dvc.yaml.
 
-They follow from what its notebook imports. After a module was added, moved or is imported elsewhere. `test_pipeline.py` compares the two.
+They follow from what its notebook imports: after a module was added, moved or is imported elsewhere. `test_pipeline.py`
+compares the two.
 """
 
 import re
