@@ -162,6 +162,7 @@ TINY = {
         "steps": 8,
         "n_draws": 200,
     },
+    "quickstart": {"encoder": "leadcnn", "weights": "ssl-folds", "task": "CRBBB", "k": 3, "steps": 8},
     "report": {},
 }
 
@@ -180,6 +181,7 @@ SMALL = {
     "efficiency": {**TINY["efficiency"], "representations": ["leadcnn-ssl-simulated-0", "ecg-features"], "trained": []},
     "explain": {**TINY["explain"], "weights": "ssl-simulated"},
     "faithfulness": {**TINY["faithfulness"], "weights": "ssl-simulated"},
+    "quickstart": {**TINY["quickstart"], "weights": "ssl-simulated"},
 }
 
 

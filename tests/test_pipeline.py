@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 
 import nbclient
 import nbformat
@@ -16,7 +17,8 @@ from cure.errors import CureError
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
-def modules_of(source: str, package: str = "") -> set[str]:
+@cache
+def modules_of(source: str) -> frozenset[str]:
     """Files of `cure` that some code imports, directly or not, wherever in the file the import stands."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -35,11 +37,11 @@ def modules_of(source: str, package: str = "") -> set[str]:
                 file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
                 if file.is_file():
                     found.add(str(file.relative_to(ROOT)))
-    return found
+    return frozenset(found)
 
 
 def closure(source: str) -> set[str]:
-    todo, done = modules_of(source), set()
+    todo, done = set(modules_of(source)), set()
     while todo:
         file = todo.pop()
         done.add(file)
