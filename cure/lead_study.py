@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from cure import adapt, lead_training, paths, predictions
 from cure.adapt import Classifier, input_file
@@ -25,7 +26,7 @@ from cure.features import ecg_features
 from cure.heads import fit_head
 from cure.lead_training import ALONE, KINDS, WINDOW_S
 from cure.leads import OnLeads, complete, configuration, fewer
-from cure.models import leadgrid
+from cure.models import Encoder, leadgrid
 from cure.models.leadgrid import LeadGrid
 from cure.paths import atomic
 from cure.progress import progress
@@ -79,7 +80,9 @@ def labels(config: LeadsConfig, cohort: Cohort, split: Split) -> Labels:
     found = predictions.fittable(cohort.binary(), [split])
     n_pos = found.y[split.test].sum(axis=0)
     enough = np.minimum(n_pos, len(split.test) - n_pos) >= MIN_POSITIVES
-    return Labels([name for name, keep in zip(found.names, enough, strict=True) if keep], found.y[:, enough], found.rows)
+    return Labels(
+        [name for name, keep in zip(found.names, enough, strict=True) if keep], found.y[:, enough], found.rows
+    )
 
 
 def run(config: LeadsConfig, cohort: Cohort, split: Split) -> pd.DataFrame:
@@ -147,9 +150,32 @@ def given(model: LeadGrid, x: np.ndarray, leads: list[int]) -> np.ndarray:
     return complete(x, leads, "zero-fill") if model.pooling == "fixed" else np.ascontiguousarray(x[:, leads])
 
 
+class Windowed(Encoder):
+    """An encoder that reads a record in windows as long as training's crops: their tokens one after the other.
+
+    Parameters
+    ----------
+    encoder : LeadGrid
+    leads : list of int
+        Which leads its input holds; under fixed pooling input has all twelve, zeros in the place of others.
+    """
+
+    def __init__(self, encoder: LeadGrid, leads: list[int]):
+        super().__init__()
+        self.encoder, self.dim = encoder, encoder.dim
+        self.input_spec = encoder.input_spec
+        self.leads = None if encoder.pooling == "fixed" else leads
+        self.length = round(WINDOW_S * encoder.input_spec.fs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, n_leads, n_samples) to (n, tokens, dim); what is left behind the last whole window is not read."""
+        windows = [x[..., i : i + self.length] for i in range(0, x.shape[2] - self.length + 1, self.length)]
+        return torch.cat([self.encoder(window, self.leads) for window in windows], dim=1)
+
+
 @torch.inference_mode()
 def embedded(model: LeadGrid, x: np.ndarray, leads: list[int], batch_size: int = 64) -> np.ndarray:
-    """Embeddings of all records from some leads, (n, dim) float32: the mean over windows as long as training's crops.
+    """Embeddings of all records from some leads, (n, dim) float32: the mean over the tokens of `Windowed`.
 
     Parameters
     ----------
@@ -159,12 +185,10 @@ def embedded(model: LeadGrid, x: np.ndarray, leads: list[int], batch_size: int =
     leads : list of int
     batch_size : int
     """
-    length, parts = round(WINDOW_S * model.input_spec.fs), []
-    shown = None if model.pooling == "fixed" else leads
+    reader, parts = Windowed(model, leads), []
     for start in range(0, len(x), batch_size):
-        batch = torch.from_numpy(given(model, np.asarray(x[start : start + batch_size]), leads))
-        windows = [batch[..., i : i + length] for i in range(0, batch.shape[2] - length + 1, length)]
-        parts.append(torch.stack([model.readout(model(window, shown)) for window in windows]).mean(dim=0))
+        batch = given(model, np.asarray(x[start : start + batch_size]), leads)
+        parts.append(reader.embed(torch.from_numpy(batch)))
     return torch.cat(parts).numpy()
 
 

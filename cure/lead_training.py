@@ -1,5 +1,4 @@
-"""Pre-training under lead augmentations: what zero-filling, masking and selection start from, and models of one
-configuration alone.
+"""Pre-training on twelve leads, with leads masked, with leads selected, and on one configuration alone.
 
 All see the training records of one split, the same objective, epochs and seed, and differ in the leads they are shown.
 No label is read. Each training is a job on one thread, resumable from its last epoch.

@@ -167,10 +167,12 @@ class LeadGrid(Encoder):
 
     def _pooled(self, maps: Tensor) -> Tensor:
         """(n, n_leads, width, length) to (n, rows x width, columns)."""
-        n_leads, length = maps.shape[1], maps.shape[3]
+        n_leads = maps.shape[1]
         if self.pooling == "fixed":
             if n_leads != len(LEADS):
-                raise CureError(f"fixed pooling takes all twelve leads, not {n_leads}: zero-fill those that are missing")
+                raise CureError(
+                    f"fixed pooling takes all twelve leads, not {n_leads}: zero-fill those that are missing"
+                )
             columns = nn.functional.avg_pool1d(maps.flatten(0, 2)[:, None], self.map_length(WINDOW) // COLUMNS)
             columns = columns[:, 0].unflatten(0, maps.shape[:3])
         else:
@@ -206,7 +208,9 @@ def load(weights: str | Path = "random", seed: int = 0, pooling: Pooling = "adap
     state, mine = read_state(file), encoder.state_dict()
     for key in sorted(mine.keys() | state.keys()):
         if key not in state or key not in mine or state[key].shape != mine[key].shape:
-            raise CureError(f"{shown(file)} does not fit LeadGrid: entry {key!r} is missing, unknown or of another shape")
+            raise CureError(
+                f"{shown(file)} does not fit LeadGrid: entry {key!r} is missing, unknown or of another shape"
+            )
     encoder.load_state_dict(state)
     encoder.pretraining = (about(file).get("pretraining", "unknown"),)
     return encoder
