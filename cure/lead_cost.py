@@ -106,7 +106,7 @@ def _counted(network: Classifier, n_rows: int) -> dict[str, float]:
 
 
 def counted_view(table: pd.DataFrame) -> pd.DataFrame:
-    """The counted costs as a paper prints them, with the change against twelve zero-filled leads of the same encoder."""
+    """The counted costs as a paper prints them, with the change against twelve zero-filled leads."""
     wide = table.pivot_table(index=["encoder", "way", "leads"], columns="metric", values="value", sort=False)
     base = wide.loc[(lead_study.ENCODER, ZEROS, "12")]
     view = pd.DataFrame(index=wide.index.map(", ".join))

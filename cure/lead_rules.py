@@ -1,8 +1,8 @@
 """Any model on any leads: two rules that fill in what was not recorded, and what they cost in score.
 
-Zeros, or the dependent limb leads from I and II exactly; see `cure.leads.complete`. `leadcnn` takes any leads itself, so
-for it missing ones may also be left out. A head is either the one of twelve leads, applied as it is, or fitted anew on
-what is there.
+Zeros, or the dependent limb leads from I and II exactly; see `cure.leads.complete`. `leadcnn` takes any leads itself,
+so for it missing ones may also be left out. A head is either the one of twelve leads, applied as it is, or fitted anew
+on what is there.
 """
 
 from collections.abc import Iterator

@@ -27,8 +27,8 @@ def degradation(table: pd.DataFrame, panels: dict[str, str], unit: str) -> Figur
         Axis label.
     """
     names, configurations = list(table["label"].unique()), list(table["leads"].astype(str).unique())
-    width = max(1.0 * len(configurations) + 0.8, 3.6)
-    figure = Figure(figsize=(width * len(panels), 5.0), layout="constrained")
+    width = max((1.05 * len(configurations) + 0.8) * len(panels), 7.2)
+    figure = Figure(figsize=(width, 5.0), layout="constrained")
     every = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     for axes, (task, text) in zip(every, panels.items(), strict=True):
         rows = table[table["task"] == task]
@@ -53,7 +53,7 @@ def degradation(table: pd.DataFrame, panels: dict[str, str], unit: str) -> Figur
 def _tick(name: str) -> str:
     """A configuration in a few short lines, so that neighbours do not run into each other."""
     leads, count = title(name).split("\n")
-    return "\n".join([*_broken(leads), *count.split(" ")])
+    return "\n".join([*_broken(leads), count])
 
 
 def _broken(leads: str) -> list[str]:
