@@ -49,17 +49,14 @@ def drawn(config: PosttrainConfig, cohort: Cohort, predicted: pd.DataFrame, n_dr
         values, draws = method.results(one, tasks, weights, METRICS)
         about = {name: method.name[name] for name in METHOD} | {"fraction": float(f"{method.name['fraction']:.4g}")}
         for group in config.groups:
-            parts = {part for task in every if task.split("/")[0] == group for part in members[task]}
-            inside = np.array([task in parts and one.support[task].supported for task in tasks], bool)
-            if not inside.any():
-                continue
-            value, n = macro(values, inside)
-            columns = np.unique(np.concatenate([one.columns[t] for t, used in zip(tasks, inside, strict=True) if used]))
-            n_tasks = sum(
-                bool(set(members[task]) & {t for t, u in zip(tasks, inside, strict=True) if u}) for task in every
-            )
-            counts = len(columns), len(np.unique(one.patient[columns])), n_tasks
-            found.append(Drawn(about, group, value, macro(draws, inside)[0], *counts))
+            named = [task for task in every if task.split("/")[0] == group]
+            used = [task for name in named for task in members[name] if task in tasks and one.support[task].supported]
+            if used:
+                inside = np.isin(tasks, used)
+                columns = np.unique(np.concatenate([one.columns[task] for task in used]))
+                n_tasks = sum(bool(set(members[name]) & set(used)) for name in named)
+                counts = len(columns), len(np.unique(one.patient[columns])), n_tasks
+                found.append(Drawn(about, group, macro(values, inside)[0], macro(draws, inside)[0], *counts))
     return found
 
 
@@ -197,11 +194,13 @@ def _wide(table: pd.DataFrame, text: Sequence[str], rows: list[str], columns: li
     table = table.assign(text=text, labels=[f"{row.task} ({row.n_tasks})" for row in table.itertuples()])
     table["share"] = [f"{fraction:.0%}" for fraction in table["fraction"]]
     wide = table.pivot(index=rows, columns=columns, values="text")
-    order = (
-        pd.MultiIndex.from_frame(table[columns].drop_duplicates()) if len(columns) > 1 else table[columns[0]].unique()
-    )
-    index = pd.MultiIndex.from_frame(table[rows].drop_duplicates()) if len(rows) > 1 else table[rows[0]].unique()
+    index, order = _seen(table, rows), _seen(table, columns)
     return wide.reindex(index=index, columns=order).fillna("").rename_axis(columns=[None] * len(columns))
+
+
+def _seen(table: pd.DataFrame, names: list[str]) -> pd.Index:
+    """Combinations in order of appearance."""
+    return pd.MultiIndex.from_frame(table[names].drop_duplicates()) if len(names) > 1 else table[names[0]].unique()
 
 
 def score_view(table: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -124,6 +124,19 @@ TINY = {
         "least_steps": 0.0,
         "n_draws": 200,
     },
+    "posttrain": {
+        "subjects": [{"encoder": "leadcnn", "weights": "ssl-folds", "rates": [0.001]}],
+        "strategies": ["linear", "full", "preview+depth"],
+        "groups": ["super"],
+        "fractions": [1.0],
+        "seeds": [0],
+        "drop_paths": [0.0, 0.2],
+        "light": ["bitfit"],
+        "epochs": 1,
+        "patience": 1,
+        "adaptation": {"preview_epochs": 1},
+        "n_draws": 200,
+    },
     "structure": {"k": 3, "n_draws": 200},
     "probes": {"n_balanced": 20, "n_neighbors": [5], "min_dist": [0.1], "n_shuffles": 1, "n_draws": 200},
     "explain": {
@@ -159,6 +172,13 @@ SMALL = {
     "finetune": {**TINY["finetune"], "weights": "ssl-simulated"},
     "ablations": {**TINY["ablations"], "subjects": ["leadcnn-ssl-simulated-0", "ecg-features"]},
     "efficiency": {**TINY["efficiency"], "representations": ["leadcnn-ssl-simulated-0", "ecg-features"], "trained": []},
+    "posttrain": {
+        **TINY["posttrain"],
+        "subjects": [{"encoder": "leadcnn", "weights": "ssl-simulated", "rates": [0.001]}],
+        "strategies": ["linear", "full"],
+        "drop_paths": [],
+        "light": [],
+    },
     "explain": {**TINY["explain"], "weights": "ssl-simulated"},
     "faithfulness": {**TINY["faithfulness"], "weights": "ssl-simulated"},
 }
