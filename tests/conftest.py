@@ -29,6 +29,7 @@ def pack_folder(raw: Path, out: Path, scratch: Path, **settings) -> Cohort:
 COSTLY = ("finished", "reproduced")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(config, items):
     """Tests that need a costly fixture come first; one worker makes it. Others stay together by file."""
 
@@ -85,7 +86,7 @@ TINY = {
     "prepare": {},
     "pretrain": {
         "weights": ["ssl-folds", "ssl-simulated"],
-        "epochs": 2,
+        "epochs": 1,
         "n_simulated": 200,
         "batch_size": 64,
         "families": ["contrastive", "jepa"],
@@ -122,7 +123,7 @@ TINY = {
         "weights": "ssl-folds",
         "strategies": ["linear", "full", "scratch"],
         "floors": ["resnet1d_wang"],
-        "training": {"tuned": {"rates": [0.001]}, "scratch": {"rates": [0.001]}},
+        "training": {kind: {"rates": [0.001], "window_s": 2.5} for kind in ("tuned", "scratch")},
         "seeds": [0],
         "epochs": 1,
         "patience": 1,
@@ -186,7 +187,7 @@ SMALL = {
     **TINY,
     "cohort": {**TINY["cohort"], "title": "500 simulated ECGs", "split": "official"},
     "download": {**TINY["download"], "n_records": 500},
-    "pretrain": {**TINY["pretrain"], "weights": ["ssl-simulated"], "epochs": 1, "families": []},
+    "pretrain": {**TINY["pretrain"], "weights": ["ssl-simulated"], "families": []},
     "embed": {**TINY["embed"], "pretrained": ["ssl-simulated"]},
     "heads": {**TINY["heads"], "pretrained": ["ssl-simulated"], "heads": ["logistic"]},
     "finetune": {**TINY["finetune"], "weights": "ssl-simulated"},
