@@ -6,8 +6,8 @@
 For each notebook: seconds of its first run (imports, the profile's values), and seconds of all its cells again with the
 change that `CHANGES` names, in the same kernel, on the embeddings that the pipeline cached; beside it the processor
 time that this took, in all processes, which other load on the machine hardly changes. With `--imports-only` the first
-run is of the imports alone. Nothing that the pipeline tracks is written. 10 s is the limit that the project sets itself;
-above it a row is marked.
+run is of the imports alone. Nothing that the pipeline tracks is written. The project's limit is 10 s; above it a row is
+marked.
 """
 
 import argparse
