@@ -185,7 +185,9 @@ def _unfinished(report: ReportConfig) -> str:
     wide = sizes.pivot(index=["strategy", "encoder", "split", "seed"], columns="metric", values="value")
     settings = config.check(FinetuneConfig, **config.parameters("finetune", report.profile))
     most = {(one.name, one.encoder): recipe.epochs for one, recipe in finetune.strategies(settings)}
-    allowed = [most[strategy, encoder] for strategy, encoder in wide.index.droplevel(["split", "seed"])]
+    listed = [key in most for key in wide.index.droplevel(["split", "seed"])]  # not those of an older profile
+    wide = wide[listed]
+    allowed = [most[key] for key in wide.index.droplevel(["split", "seed"])]
     last = wide["epoch_kept"] == allowed
     counts = last.groupby(["strategy", "encoder"], sort=False).agg(["sum", "size"]).iterrows()
     said = ", ".join(f"{int(n['sum'])} of {int(n['size'])} ({name} {encoder})" for (name, encoder), n in counts)

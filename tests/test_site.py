@@ -131,6 +131,7 @@ def test_a_table_that_no_list_describes_is_named_after_its_section(project, site
         r'tables/(\w+)\.html">\w+</a></th><td class="long">([^<]+)</td>', (site / "index.html").read_text()
     )
     assert len(described) > 10
+    assert dict(described)["heads"] == contents.TABLES["heads"]
     assert all(len(about) > 10 for _, about in described)
     notebook = nbformat.read(project / "reports" / PROFILE / "05_heads.ipynb", as_version=4)
     from cure.site.executed import Executed

@@ -3,6 +3,7 @@
 import base64
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -91,6 +92,11 @@ def _decoded(output: NotebookNode) -> bytes:
     return base64.b64decode(output.data["image/png"])
 
 
+@cache
+def _exporter() -> HTMLExporter:
+    return HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+
+
 def body(executed: Executed, gallery: Gallery, profile: str, pages: set[str]) -> str:
     """The notebook as HTML for a page: cells have their ids as anchors, pictures are files of the site.
 
@@ -108,8 +114,7 @@ def body(executed: Executed, gallery: Gallery, profile: str, pages: set[str]) ->
                 "image/png": NotebookNode(said, width=picture.width, height=picture.height),
             }
         )
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
-    text, _ = exporter.from_notebook_node(notebook)
+    text, _ = _exporter().from_notebook_node(notebook)
     text = text.replace('id="cell-id=', 'id="').replace("<img ", '<img loading="lazy" ')
     text = re.sub(r'<a class="anchor-link"[^>]*>.*?</a>', "", text)
     text = text.replace(

@@ -177,6 +177,7 @@ class Site:
             graph=graph,
             stages=markup.table(pipeline.table(self.graph, self.cost, about), "Stages of the pipeline"),
             strategies=results.strategies(self.profile, paths.root() / "tables" / self.profile),
+            measured=results.measured(self.profile),
             machine=machine,
         )
 

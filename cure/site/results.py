@@ -135,6 +135,19 @@ def _groups(report: ReportConfig) -> str:
     return '<p class="note">Logistic head, mean pooling, one seed.</p>' + markup.table(table, "Label groups")
 
 
+def measured(profile: str) -> list[tuple[str, str]]:
+    """Name and table of every other file of measured costs that stages left beside their timings.
+
+    They differ from run to run, so they are in no published table.
+    """
+    files = sorted(paths.resources(profile).glob("*.csv"))
+    return [
+        (file.stem, markup.table(pd.read_csv(file), file.stem.replace("_", " ")))
+        for file in files
+        if file.stem != "finetune_cost"
+    ]
+
+
 def strategies(profile: str, folder: Path) -> str:
     """What fine-tuning and its alternatives cost; empty where that was not measured."""
     if not (folder / "finetune_sizes.csv").is_file() or not (paths.resources(profile) / "finetune_cost.csv").is_file():
