@@ -1,7 +1,8 @@
 """Command line: `cure run STAGE --profile P`, `cure clean`, `cure render --profile P`, `cure repro --profile P`.
 
 `cure verify [--profile P] [--depth D]` checks what is published, `cure doctor` this machine, `cure archive` bundles it.
-And the published weights: `cure weights list | fetch MODEL | convert FILE [--out FILE] | verify [MODEL]`.
+The published weights: `cure weights list | fetch MODEL | convert FILE [--out FILE] | verify [MODEL]`.
+And own records: `cure embed PATH... --model NAME`, `cure predict PATH... --task NAME` (docs/own-ecgs.md).
 """
 
 import argparse
@@ -9,11 +10,14 @@ import sys
 from pathlib import Path
 
 from cure.errors import CureError
+from cure.own import commands as own
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status; errors that a user can put right come without a traceback."""
     options = _parser().parse_args(arguments)
+    # nbformat imports jsonschema, and that would compile a grammar for addresses here: two seconds of every stage.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     try:
         options.command(options)
     except CureError as error:
@@ -44,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--profile", default="demo", help="a file in profiles/ (default: demo)")
     _add_checks(commands)
     _add_weights(commands.add_parser("weights", help="published weights: list, fetch, convert, verify"))
+    own.add(commands)
     return parser
 
 
