@@ -123,7 +123,12 @@ def predict(
             rows[i] = {**row, "warning": "; ".join(said)}
         return rows
 
-    about = {"task": card.task, "profile": card.profile, "representation": representation, "head": card.head}
+    about: dict[str, Any] = {
+        "task": card.task,
+        "profile": card.profile,
+        "representation": representation,
+        "head": card.head,
+    }
     about |= {"weights_sha256": card.weights_sha256, "head_files": card.files, "batch": how.batch_size, "note": NOTE}
     job = Job(
         items,
