@@ -61,6 +61,10 @@ class _Records(Cohort):
         return self.labels
 
 
+class Missing(ValueError):
+    """Something is not published."""
+
+
 class Published:
     """Predictions and tables of one profile, read once.
 
@@ -87,7 +91,7 @@ class Published:
         """
         file = self.tables / f"{name}.csv"
         if not file.is_file():
-            raise ValueError(f"{name}.csv is not among the published tables")
+            raise Missing(f"{name}.csv is not among the published tables")
         return pd.read_csv(file, low_memory=False)
 
     def predicted(self, name: str) -> pd.DataFrame:
@@ -101,7 +105,7 @@ class Published:
         if self._last is None or self._last[0] != name:
             files = sorted(self.predictions.glob(f"{name}-*.parquet"))
             if not files:
-                raise ValueError(f"no predictions {name}-*.parquet are published")
+                raise Missing(f"no predictions {name}-*.parquet are published")
             frames = []
             for file in files:
                 try:
@@ -154,7 +158,14 @@ def _stage(published: Published, program: replay.Program, cohort: Cohort, known:
     if not whole and "n_draws" in names:
         names["n_draws"] = _LEAST
     split = config.load(profile).cohort.split
-    given: dict[str, Any] = {"_predicted": published.predicted, "cohort": cohort, **_special(published, stage)}
+    try:
+        special = _special(published, stage)
+    except Missing as error:
+        special = {}
+        if any((published.tables / f"{output.name}.csv").is_file() for output in program.tables):
+            yield Result(stage, ", ".join(output.name for output in program.tables), 0, problem=str(error))
+        program.tables.clear()
+    given: dict[str, Any] = {"_predicted": published.predicted, "cohort": cohort, **special}
     nobody = np.array([], int)
     given["splits"] = make_splits(cohort.records, split) if known else [Split("unknown", nobody, nobody, nobody)]
     outputs = []
@@ -184,6 +195,8 @@ def follows(program: replay.Program, output: replay.Output, given: dict[str, Any
 def _compared(
     published: Published, stage: str, name: str, made: Any, error: Exception | None, ignored: set[str], known: bool
 ) -> Result:
+    if isinstance(error, Missing) and not (published.tables / f"{name}.csv").is_file():
+        return Result(stage, name, 0, skipped=f"profile {published.profile} was published without stage {stage}")
     if not known and _about_records(error):
         return Result(stage, name, 0, skipped="needs what only the cohort's store holds")
     if error is not None:
@@ -320,8 +333,9 @@ def _special(published: Published, stage: str) -> dict[str, Any]:
     if stage == "efficiency":
         kinds = [name for name in ("frozen", "trained") if name in published.kinds()]
         parts = [published.predicted(name) for name in kinds]
-        whole = pd.concat(parts, ignore_index=True)
-        return {"predicted": whole.astype({name: "category" for name in whole if whole[name].dtype == object})}
+        if not parts:
+            raise Missing("no predictions frozen-*.parquet are published")
+        return {"predicted": _together(parts)}
     return {}
 
 

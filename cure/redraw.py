@@ -63,10 +63,8 @@ def check(profile: str, stages: list[str] | None = None, *, root: Path | None = 
         except CureError:
             continue  # its notebook is not part of this version
         for one in _stage(profile, program, root, folder):
-            if one.figure in left:
+            if one.figure in left or one.problem or one.skipped:
                 left.discard(one.figure)
-                yield one
-            elif one.problem:
                 yield one
     if stages is None:
         for name in sorted(left):
@@ -95,7 +93,9 @@ def _stage(profile: str, program: replay.Program, root: Path, folder: Path) -> I
             output, made, error = found
             for name, picture in _pictures(output, made, Path(temporary)):
                 yield _compared(program.stage, name, folder, picture)
-            if error is not None:
+            if isinstance(error, recompute.Missing) and not (folder / f"{output.name}.png").is_file():
+                yield Drawn(program.stage, output.name, skipped=f"profile {profile} was published without it")
+            elif error is not None:
                 yield Drawn(program.stage, output.name, f"cannot be drawn from the tables: {error}")
             pyplot.close("all")
 

@@ -126,6 +126,21 @@ def test_missing_and_broken_predictions_are_found(root):
     assert checks(root)["tables and figures"][0] == "SKIPPED"
 
 
+def test_a_stage_that_was_never_published_is_skipped(root):
+    for file in (f"tables/{P}/toy_means.csv", f"figures/{P}/toy_means.png"):
+        (root / file).unlink()
+    for file in (root / f"results/predictions/{P}").glob("toy-*"):
+        file.rename(file.with_name(file.name.replace("toy", "old")))
+    artifact.lock(root)
+    (root / "claims.yaml").write_text(artifact.CLAIM)
+    assert verify(root) == 0
+    assert checks(root)["tables of finetune"] == (
+        "SKIPPED",
+        "toy_means: profile demo was published without stage finetune",
+    )
+    assert checks(root)["figures of finetune"][0] == "SKIPPED"
+
+
 def test_unknown_depth_and_profile_are_said(root, capsys):
     assert verify(root, "--depth", "sea") == 1
     assert "unknown depth 'sea': choose one of tables, embeddings, raw" in capsys.readouterr().err
