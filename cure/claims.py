@@ -97,6 +97,9 @@ class Claim(_Strict):
     statement: str = Field(min_length=10, description="what is claimed, as a sentence that can be wrong")
     source: str = Field(min_length=3, description="who claims it and where; for this study, why it is asked")
     table: str = Field(pattern=r"^[a-z0-9_]+$", description="a file in tables/<profile>/, without its ending")
+    measured: bool = Field(
+        False, description="the table is one of times and memory: results/resources/<profile>/<table>.csv, never hashed"
+    )
     select: Select = Field(
         min_length=1,
         description="column -> value, list of values or null (empty cell) that picks the rows; * is a wildcard",
@@ -188,7 +191,9 @@ def _plain(error: ValidationError, raw: object) -> str:
     return "; ".join(faults)
 
 
-def judged(profile: str, tables: Path | None = None, file: Path | None = None) -> pd.DataFrame:
+def judged(
+    profile: str, tables: Path | None = None, file: Path | None = None, measured: Path | None = None
+) -> pd.DataFrame:
     """Every claim with its status, from the tables of one profile and nothing else; a fraction of a second.
 
     Parameters
@@ -199,6 +204,8 @@ def judged(profile: str, tables: Path | None = None, file: Path | None = None) -
         Folder of its CSV tables; by default `tables/<profile>/`.
     file : Path, optional
         By default `claims.yaml`.
+    measured : Path, optional
+        Folder of the tables of measured times and memory; by default `results/resources/<profile>/`.
 
     Returns
     -------
@@ -223,14 +230,14 @@ def judged(profile: str, tables: Path | None = None, file: Path | None = None) -
         picks several rows where the claim is about one.
     """
     config.load(profile)
-    folder = tables or paths.root() / "tables" / profile
-    known: dict[str, pd.DataFrame | None] = {}
+    folders = {False: tables or paths.root() / "tables" / profile, True: measured or paths.resources(profile)}
+    known: dict[Path, pd.DataFrame | None] = {}
     rows = []
     for claim in load(file):
-        if claim.table not in known:
-            path = folder / f"{claim.table}.csv"
-            known[claim.table] = pd.read_csv(path, low_memory=False) if path.is_file() else None
-        rows.append({**_about(claim), **_judge(claim, profile, known[claim.table])})
+        path = folders[claim.measured] / f"{claim.table}.csv"
+        if path not in known:
+            known[path] = pd.read_csv(path, low_memory=False) if path.is_file() else None
+        rows.append({**_about(claim), **_judge(claim, profile, known[path])})
     return pd.DataFrame(rows)[COLUMNS].astype(dict.fromkeys(("value", "lo", "hi", "p_holm", "minutes"), float))
 
 
@@ -275,6 +282,8 @@ def _judge(claim: Claim, profile: str, table: pd.DataFrame | None) -> dict:
     found = _numbers(claim, table, chosen)
     if found is None:
         return {**none, "reason": f"table {claim.table} has no row to relate it to"}
+    if claim.measured and all(np.isnan(one.value) for one in found):
+        return {**none, "reason": f"it was not measured where {claim.table} was made; it needs {claim.needs.hardware}"}
     verdicts = [(_status(claim, one), one) for one in found]
     order = [HOLDS, OPEN, FAILS]
     (status, reason), one = max(

@@ -55,8 +55,8 @@ def layers(encoder: Encoder, window_s: float | None = None) -> dict[str, nn.Modu
     """
     used = taking_part(encoder, window_s)
     mine = {name: module for name, module in encoder.named_modules() if f"{name}.weight" in used}
-    linear = {name: module for name, module in mine.items() if isinstance(module, _MATRICES)}
-    filters = {name: module for name, module in mine.items() if isinstance(module, nn.Conv1d)}
+    linear: dict[str, nn.Module] = {name: one for name, one in mine.items() if isinstance(one, _MATRICES)}
+    filters: dict[str, nn.Module] = {name: one for name, one in mine.items() if isinstance(one, nn.Conv1d)}
     if _size(filters) > _size(linear):
         linear |= filters
     if not linear:
@@ -87,9 +87,9 @@ def add_updates(encoder: Encoder, rank: int, window_s: float | None = None) -> s
 
 def merge(encoder: Encoder) -> None:
     """Make plain weights of the sums: the encoder computes the same and has its old names."""
-    for layer in list(encoder.modules()):
-        if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], LowRank):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    updates = [name for name, module in encoder.named_modules() if isinstance(module, LowRank)]
+    for layer in [encoder.get_submodule(name.removesuffix(".parametrizations.weight.0")) for name in updates]:
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
 def _rename(layer: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -25,6 +25,22 @@ def pack_folder(raw: Path, out: Path, scratch: Path, **settings) -> Cohort:
     return Cohort.open(out)
 
 
+#: Fixtures that take minutes.
+COSTLY = ("finished", "reproduced")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests that need a costly fixture come first; one worker makes it. Others stay together by file."""
+
+    def needed(item) -> str | None:
+        return next((name for name in COSTLY if name in item.fixturenames), None)
+
+    items.sort(key=lambda item: needed(item) is None)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(needed(item) or item.path.name))
+
+
 @pytest.fixture(autouse=True)
 def _environment():
     """`notebooks.run` sets the environment of its process, which in the pipeline ends with the stage. Not so here."""
@@ -146,13 +162,17 @@ TINY = {
         "steps": 8,
         "n_draws": 200,
     },
+    "quickstart": {"encoder": "leadcnn", "weights": "ssl-folds", "task": "CRBBB", "k": 3, "steps": 8},
     "report": {},
 }
 
 
-#: The same with one training of each kind, for the tests that run all stages through DVC again and again.
+#: The same with one training of each kind, for the tests that run all stages through DVC again and again. With the
+#: official split, so that this is run end to end too; of fewer records most tasks would have no positive in fold 10.
 SMALL = {
     **TINY,
+    "cohort": {**TINY["cohort"], "title": "500 simulated ECGs", "split": "official"},
+    "download": {**TINY["download"], "n_records": 500},
     "pretrain": {**TINY["pretrain"], "weights": ["ssl-simulated"], "epochs": 1, "families": []},
     "embed": {**TINY["embed"], "pretrained": ["ssl-simulated"]},
     "heads": {**TINY["heads"], "pretrained": ["ssl-simulated"], "heads": ["logistic"]},
@@ -161,6 +181,7 @@ SMALL = {
     "efficiency": {**TINY["efficiency"], "representations": ["leadcnn-ssl-simulated-0", "ecg-features"], "trained": []},
     "explain": {**TINY["explain"], "weights": "ssl-simulated"},
     "faithfulness": {**TINY["faithfulness"], "weights": "ssl-simulated"},
+    "quickstart": {**TINY["quickstart"], "weights": "ssl-simulated"},
 }
 
 

@@ -1,0 +1,94 @@
+"""How long a reader waits: each notebook run again in a warm kernel after one parameter was changed.
+
+    python benchmarks/reading.py                       # all notebooks, profile demo, after `make repro`
+    python benchmarks/reading.py explain quickstart    # some
+
+For each notebook: seconds of its first run (imports, the profile's values), and seconds of all its cells again with the
+change that `CHANGES` names, in the same kernel, on the embeddings that the pipeline cached. Nothing that the pipeline
+tracks is written. 10 s is the limit that the project sets itself; above it a row is marked.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import nbclient
+import nbformat
+
+from cure import config, notebooks, paths
+
+#: What a reader of each notebook is likely to change first.
+CHANGES: dict[str, dict] = {
+    "download": {"max_id_500": 50},
+    "prepare": {"chunk_size": 128},
+    "pretrain": {"epochs": 1},
+    "embed": {"seeds": [0]},
+    "heads": {"n_draws": 200},
+    "ablations": {"head": "xgboost"},
+    "protocols": {"tasks": ["CRBBB"]},
+    "transfer": {"pooling": "max"},
+    "finetune": {"strategies": ["linear"]},
+    "efficiency": {"trained": []},
+    "posttrain": {},
+    "leads": {},
+    "structure": {"k": 5},
+    "probes": {"task": "MI"},
+    "explain": {"tasks": ["CRBBB"]},
+    "faithfulness": {"tasks": ["AFIB"]},
+    "quickstart": {"task": "CRBBB"},
+    "report": {"metric": "auprc"},
+}
+LIMIT_S = 10.0
+
+
+def main() -> None:
+    """Print a line per notebook."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", help="default: all that have a change here")
+    parser.add_argument("--profile", default="demo")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    print("| notebook | change | first run (s) | again (s) | slowest cell (s) |\n|---|---|---|---|---|")
+    for stage in args.stages or [name for name, change in CHANGES.items() if change]:
+        first, again, slowest = waits(stage, args.profile, CHANGES[stage])
+        change = ", ".join(f"{name} = {value!r}" for name, value in CHANGES[stage].items())
+        mark = " (!)" if again > LIMIT_S else ""
+        name = notebooks.file_name(stage).removesuffix(".ipynb")
+        print(f"| {name} | `{change}` | {first:.1f} | {again:.1f}{mark} | {slowest:.1f} |", flush=True)
+
+
+def waits(stage: str, profile: str, change: dict) -> tuple[float, float, float]:
+    """Seconds of the first run, of the second with a change, and of the second's slowest cell."""
+    given = config.parameters(stage, profile)
+    notebook = nbformat.read(paths.root() / "notebooks" / notebooks.file_name(stage), as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    with tempfile.TemporaryDirectory() as elsewhere:
+        folder = {"metadata": {"path": str(Path(elsewhere))}}
+        client = nbclient.NotebookClient(notebook, timeout=3600, resources=folder)
+        with client.setup_kernel():
+            cell.source = _values(given)
+            first = sum(_seconds(client, notebook))
+            cell.source = _values({**given, **change})
+            again = _seconds(client, notebook)
+    return first, sum(again), max(again)
+
+
+def _values(settings: dict) -> str:
+    return "\n".join(f"{name} = {value!r}" for name, value in settings.items())
+
+
+def _seconds(client: nbclient.NotebookClient, notebook: nbformat.NotebookNode) -> list[float]:
+    """Seconds of each code cell."""
+    found = []
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            start = perf_counter()
+            client.execute_cell(cell, i)
+            found.append(perf_counter() - start)
+    return found
+
+
+if __name__ == "__main__":
+    main()

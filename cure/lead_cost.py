@@ -1,0 +1,241 @@
+"""What fewer leads save: arithmetic and activations, counted; time and memory, measured.
+
+Counted numbers are the same on every machine and stand in tables. Time and memory are measured as the Self-DANA paper
+does (Monachino et al. 2025): training epochs after one to warm up, each configuration in a process of its own, relative
+to twelve zero-filled leads on the same encoder. They differ from run to run, so nothing that is hashed holds them.
+"""
+
+import os
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+from torch.utils.flop_counter import FlopCounterMode
+
+from cure import lead_study, models, paths, resources
+from cure.adapt import Classifier
+from cure.cohorts.base import Cohort
+from cure.errors import CureError
+from cure.lead_training import WINDOW_S
+from cure.leads import configuration
+from cure.models import leadgrid
+from cure.models.base import one_thread, seeded
+from cure.models.leadgrid import Pooling
+from cure.paths import atomic
+from cure.settings.leads import LeadsConfig
+from cure.splits import Split
+from cure.tasks import Labels
+
+#: What the paper reports for fewer leads, per cent: maxima of memory, averages of time; lead sets were not published.
+PAPER = {"peak_mb": -69.3, "gpu_peak_mb": -34.4, "cpu_s": -17.0, "gpu_s": -24.0}
+#: Encoders that mix twelve leads in their first layer, for comparison.
+MIXING = ("resnet1d_wang", "resnet1d")
+SELECTED, ZEROS, MIXED = "selected", "zero-filled", "mixes leads"
+#: Records of a training step whose cost is counted.
+_BATCH = 16
+
+
+def activation_bytes(work: nn.Module, *inputs: object) -> int:
+    """Bytes that one forward pass keeps for the backward pass; parameters and buffers do not count.
+
+    Each storage counts once, however many operations keep it.
+    """
+    own = {one.untyped_storage().data_ptr() for one in [*work.parameters(), *work.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(one: Tensor) -> Tensor:
+        storage = one.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return one
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+        result = work(*inputs)
+    del result
+    return sum(kept.values())
+
+
+def counted(config: LeadsConfig, n_tasks: int = 10) -> pd.DataFrame:
+    """Arithmetic and activations of one 5 s window in a training step, by configuration, and of lead-mixing encoders.
+
+    Returns
+    -------
+    DataFrame
+        `encoder, way, leads, n_leads, metric, value`: `parameters`, `mflop` (forward pass; a multiplication with its
+        addition counts as two) and `activation_kb` (kept for the backward pass, by record of a batch of 16).
+    """
+    table = []
+    for name in config.configurations:
+        for pooling, way in (("adaptive", SELECTED), ("fixed", ZEROS)):
+            about = {"encoder": lead_study.ENCODER, "way": way, "leads": name, "n_leads": len(configuration(name))}
+            found = count(pooling, configuration(name), n_tasks)
+            table += [{**about, "metric": metric, "value": value} for metric, value in found.items()]
+    for encoder in MIXING:
+        about = {"encoder": encoder, "way": MIXED, "leads": "12", "n_leads": 12}
+        found = _counted(Classifier(models.load(encoder), "mean", n_tasks, WINDOW_S), 12)
+        table += [{**about, "metric": metric, "value": value} for metric, value in found.items()]
+    return pd.DataFrame(table)
+
+
+def count(pooling: Pooling, leads: list[int], n_tasks: int = 10) -> dict[str, float]:
+    """The same for one configuration: value by metric."""
+    network = lead_study.classifier(leadgrid.load(pooling=pooling), leads, n_tasks)
+    return _counted(network, 12 if pooling == "fixed" else len(leads))
+
+
+def _counted(network: Classifier, n_rows: int) -> dict[str, float]:
+    assert network.window is not None
+    with seeded(0):
+        x = torch.randn(_BATCH, n_rows, network.window)
+    network.train()
+    kept = activation_bytes(network, x)
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x)
+    parameters = sum(p.numel() for p in network.parameters())
+    mflop = counter.get_total_flops() / _BATCH / 1e6
+    return {"parameters": parameters, "mflop": mflop, "activation_kb": kept / _BATCH / 1e3}
+
+
+def counted_view(table: pd.DataFrame) -> pd.DataFrame:
+    """The counted costs as a paper prints them, with the change against twelve zero-filled leads."""
+    wide = table.pivot_table(index=["encoder", "way", "leads"], columns="metric", values="value", sort=False)
+    base = wide.loc[(lead_study.ENCODER, ZEROS, "12")]
+    view = pd.DataFrame(index=wide.index.map(", ".join))
+    view["parameters"] = [f"{value:,.0f}" for value in wide["parameters"]]
+    for name, title in (("mflop", "MFLOP per window"), ("activation_kb", "activations, kB per window")):
+        change = 100 * (wide[name] / base[name] - 1)
+        view[title] = [f"{a:,.1f} ({b:+.0f} %)" for a, b in zip(wide[name], change, strict=True)]
+    return view.rename_axis(None)
+
+
+def measure(config: LeadsConfig, cohort: Cohort, split: Split, tasks: Labels) -> None:
+    """Write `leads_cost.csv`: seconds of an epoch and peak memory by configuration. Nothing of it is ever hashed.
+
+    Supervised training on 5 s crops of the first training records, one thread, each configuration in a fresh process:
+    mean processor and wall seconds of the measured epochs, and the resident memory, sampled every 2 ms, that training
+    needs above what the process held with data and model loaded. The same on a GPU where there is one.
+    """
+    rows = split.train[: config.cost_records]
+    length = round(WINDOW_S * leadgrid.LeadGrid.input_spec.fs)
+    x, y = leadgrid.LeadGrid.input_spec.read(cohort, rows)[..., :length], tasks.y[rows].astype(np.float32)
+    runs = [("12", ZEROS), *((name, SELECTED) for name in config.configurations)]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    table = []
+    for name, way in runs:
+        leads, pooling = configuration(name), "fixed" if way == ZEROS else "adaptive"
+        row = {"encoder": lead_study.ENCODER, "way": way, "leads": name, "n_leads": len(leads), "n": len(rows)}
+        for device in devices:
+            work = partial(_epochs, pooling, leads, x, y, config.cost_epochs, config.batch_size, device)
+            row |= in_fresh_process(work)
+        table.append(row)
+    machine = resources.machine()
+    wide = pd.DataFrame(table)
+    if "gpu_s" not in wide:
+        wide = wide.assign(gpu_s=np.nan, gpu_peak_mb=np.nan)
+    with atomic(config.measured("leads_cost")) as part:
+        wide.round(3).assign(cpu=machine["cpu"], cores=machine["cores"]).to_csv(part, index=False, lineterminator="\n")
+
+
+def in_fresh_process(work: partial) -> dict[str, float]:
+    """Run in a process that has imported this module and done nothing else: one that worked before keeps memory."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work).result()
+
+
+def _epochs(
+    pooling: Pooling, leads: list[int], x: np.ndarray, y: np.ndarray, n_epochs: int, batch_size: int, device: str
+) -> dict[str, float]:
+    """Train for an epoch and then for `n_epochs` that count."""
+    model = leadgrid.load(pooling=pooling)
+    given, wanted = torch.from_numpy(lead_study.given(model, x, leads)), torch.from_numpy(y)
+    del x
+    network = lead_study.classifier(model, leads, y.shape[1]).train().to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    cuda = device == "cuda"
+
+    def epoch() -> None:
+        for i in range(0, len(given) - batch_size + 1, batch_size):
+            optimizer.zero_grad(set_to_none=True)
+            some, target = given[i : i + batch_size].to(device), wanted[i : i + batch_size].to(device)
+            bce(network(some), target).backward()
+            optimizer.step()
+        if cuda:
+            torch.cuda.synchronize()
+
+    with one_thread(), _Peak() as peak:
+        epoch()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(n_epochs):
+            epoch()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if cuda:
+        return {"gpu_s": wall / n_epochs, "gpu_peak_mb": torch.cuda.max_memory_allocated() / 1e6}
+    # The sampling thread's own time is in the processor time, the same share of every configuration.
+    return {"cpu_s": cpu / n_epochs, "wall_s": wall / n_epochs, "peak_mb": peak.above_mb}
+
+
+class _Peak:
+    """Resident memory above that at the start, sampled in a thread."""
+
+    def __enter__(self) -> "_Peak":
+        self._process, self._done = psutil.Process(os.getpid()), threading.Event()
+        self._start = self._highest = self._process.memory_info().rss
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.002):
+            self._highest = max(self._highest, self._process.memory_info().rss)
+
+    @property
+    def above_mb(self) -> float:
+        """Megabytes."""
+        return (self._highest - self._start) / 1e6
+
+
+def cost_table(profile: str) -> pd.DataFrame:
+    """What `measure` of the profile's pipeline run wrote, beside the paper: change against twelve zero-filled leads.
+
+    Returns
+    -------
+    DataFrame
+        The measured columns, and for each of `PAPER` one named `<column>_change`, per cent; the last row holds the
+        paper's. NaN where there was no GPU.
+
+    Raises
+    ------
+    CureError
+        If stage `leads` of the profile has not run.
+    """
+    file = paths.resources(profile) / "leads_cost.csv"
+    if not file.is_file():
+        raise CureError(f"no measured costs of profile {profile}: `make repro PROFILE={profile}` measures them")
+    return with_changes(pd.read_csv(file, dtype={"leads": str}))
+
+
+def with_changes(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the changes against twelve zero-filled leads, and the paper's row."""
+    base = table[(table["leads"] == "12") & (table["way"] == ZEROS)].iloc[0]
+    for name in PAPER:
+        table[f"{name}_change"] = 100 * (table[name] / base[name] - 1)
+    paper = {f"{name}_change": value for name, value in PAPER.items()}
+    row = pd.DataFrame([{"encoder": "Self-DANA (paper)", "way": "fewer leads", "leads": "not given", **paper}])
+    return pd.concat([table, row], ignore_index=True)
