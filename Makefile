@@ -12,8 +12,8 @@ READY := $(VENV)/.ready
 repro: $(READY)
 	$(BIN)/python -m cure.cli repro --profile "$(PROFILE)"
 
-# Two workers; one of them takes all tests of a file, or all that share a costly fixture.
-PYTEST := $(BIN)/python -m pytest -rs -n 2 --dist loadgroup --no-loadscope-reorder
+# Two workers of one thread; one of them takes all tests of a file, or all that share a costly fixture.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadgroup --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST) -m "not long"

@@ -16,6 +16,8 @@ from cure.own import commands as own
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status; errors that a user can put right come without a traceback."""
     options = _parser().parse_args(arguments)
+    # nbformat imports jsonschema, and that would compile a grammar for addresses here: two seconds of every stage.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     try:
         options.command(options)
     except CureError as error:

@@ -204,8 +204,7 @@ def own(study: Study, path: Path) -> Recording:
     items = find([path])
     if len(items) > 1:
         raise CureError(f"{path} holds {len(items)} records, the first is {items[0].name}: name one file")
-    said = dict(study.config.given)
-    given = Given(**said | ({"leads": tuple(said["leads"])} if "leads" in said else {}))
+    given = Given(**study.config.given.model_dump())
     (found,) = load(items, given, _needed(study.encoder))
     if isinstance(found, str):
         raise CureError(f"{path} cannot be used: {found}. Options (--rate, ...) go into `given`: {{'rate': 500}}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from cure import config, notebooks, paths
 from cure.cohorts import ptbxl, synthetic
@@ -25,10 +26,15 @@ def pack_folder(raw: Path, out: Path, scratch: Path, **settings) -> Cohort:
     return Cohort.open(out)
 
 
+# A busy machine is no fault of the code.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
 #: Fixtures that take minutes.
 COSTLY = ("finished", "reproduced")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(config, items):
     """Tests that need a costly fixture come first; one worker makes it. Others stay together by file."""
 
@@ -85,7 +91,7 @@ TINY = {
     "prepare": {},
     "pretrain": {
         "weights": ["ssl-folds", "ssl-simulated"],
-        "epochs": 2,
+        "epochs": 1,
         "n_simulated": 200,
         "batch_size": 64,
         "families": ["contrastive", "jepa"],
@@ -122,7 +128,7 @@ TINY = {
         "weights": "ssl-folds",
         "strategies": ["linear", "full", "scratch"],
         "floors": ["resnet1d_wang"],
-        "training": {"tuned": {"rates": [0.001]}, "scratch": {"rates": [0.001]}},
+        "training": {kind: {"rates": [0.001], "window_s": 2.5} for kind in ("tuned", "scratch")},
         "seeds": [0],
         "epochs": 1,
         "patience": 1,
@@ -138,6 +144,19 @@ TINY = {
         "n_splits": 1,
         "trained": ["full"],
         "least_steps": 0.0,
+        "n_draws": 200,
+    },
+    "posttrain": {
+        "subjects": [{"encoder": "leadcnn", "weights": "ssl-folds", "rates": [0.001]}],
+        "strategies": ["linear", "full", "preview+depth"],
+        "groups": ["super"],
+        "fractions": [1.0],
+        "seeds": [0],
+        "drop_paths": [0.0, 0.2],
+        "light": ["bitfit"],
+        "epochs": 1,
+        "patience": 1,
+        "adaptation": {"preview_epochs": 1},
         "n_draws": 200,
     },
     "structure": {"k": 3, "n_draws": 200},
@@ -173,12 +192,19 @@ SMALL = {
     **TINY,
     "cohort": {**TINY["cohort"], "title": "500 simulated ECGs", "split": "official"},
     "download": {**TINY["download"], "n_records": 500},
-    "pretrain": {**TINY["pretrain"], "weights": ["ssl-simulated"], "epochs": 1, "families": []},
+    "pretrain": {**TINY["pretrain"], "weights": ["ssl-simulated"], "families": []},
     "embed": {**TINY["embed"], "pretrained": ["ssl-simulated"]},
     "heads": {**TINY["heads"], "pretrained": ["ssl-simulated"], "heads": ["logistic"]},
     "finetune": {**TINY["finetune"], "weights": "ssl-simulated"},
     "ablations": {**TINY["ablations"], "subjects": ["leadcnn-ssl-simulated-0", "ecg-features"]},
     "efficiency": {**TINY["efficiency"], "representations": ["leadcnn-ssl-simulated-0", "ecg-features"], "trained": []},
+    "posttrain": {
+        **TINY["posttrain"],
+        "subjects": [{"encoder": "leadcnn", "weights": "ssl-simulated", "rates": [0.001]}],
+        "strategies": ["linear", "full"],
+        "drop_paths": [],
+        "light": [],
+    },
     "explain": {**TINY["explain"], "weights": "ssl-simulated"},
     "faithfulness": {**TINY["faithfulness"], "weights": "ssl-simulated"},
     "quickstart": {**TINY["quickstart"], "weights": "ssl-simulated"},

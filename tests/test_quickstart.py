@@ -110,8 +110,8 @@ def test_a_file_of_ones_own_gives_what_the_same_record_of_the_cohort_gives(study
     refused("one.csv cannot be used: .*--rate", quickstart.record, other(study, path=str(tmp_path / "one.csv")))
     refused("holds 2 records", quickstart.record, other(study, path=str(tmp_path)))
     refused("is not there", quickstart.record, other(study, path=str(tmp_path / "two.hea")))
-    with pytest.raises(CureError, match=r"given\.rates"):
-        settings(given={"rates": 100})
+    for wrong in ({"rates": 100}, {"rate": "fast"}, {"unit": "cm"}):
+        refused(f"section quickstart: .*given.{next(iter(wrong))}", settings, given=wrong)
 
 
 def test_a_short_record_is_drawn_to_its_end_and_a_fault_is_said(study):
@@ -231,9 +231,8 @@ def test_neighbours_are_the_nearest_of_other_patients(study):
     labels = study.cohort.binary()
     y = labels.y[:, labels.names.index("NORM")]
     said = quickstart.agreement(study, table, ecg)
-    assert said.startswith(
-        f"{y[expected].sum()} of 4 neighbours list NORM; so do {y[list(distance)].mean():.0%} of all"
-    )
+    share = y[list(distance)].mean()
+    assert said.startswith(f"NORM is listed by {y[expected].sum()} of 4 neighbours, and by {share:.0%} of all records")
     view = quickstart.neighbours_view(table)
     assert list(view.columns) == ["record", "distance / median", "part of the split", "age", "sex", "labels"]
     drawn = quickstart.beside(study, table, ecg)

@@ -1,7 +1,7 @@
 """Drawings of one record: its probabilities, and itself above the records that lie nearest."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -56,11 +56,11 @@ def probabilities(table: pd.DataFrame) -> Figure:
 
 
 def _legend(some_bare: bool) -> list[Line2D]:
-    dot = {"color": COLOURS[0], "marker": "o", "markersize": 6.5}
+    dot: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markersize": 6.5}
     handles = [Line2D([], [], **dot, linewidth=2.2, label="calibrated probability, 95 % interval of the calibration")]
     if some_bare:
         handles.append(Line2D([], [], **dot, markerfacecolor="white", linewidth=0, label="not calibrated: no interval"))
-    tick = {"marker": "|", "markersize": 11, "markeredgewidth": 1.6, "linewidth": 0}
+    tick: dict[str, Any] = {"marker": "|", "markersize": 11, "markeredgewidth": 1.6, "linewidth": 0}
     handles.append(Line2D([], [], color="#777777", label="share of training records", **tick))
     handles.append(Line2D([], [], color=COLOURS[1], label="threshold (highest F1 in validation)", **tick))
     return handles

@@ -2,9 +2,22 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from cure.config import StageConfig
+
+
+class Said(BaseModel):
+    """What a reader says of a file that does not say it; where the file does, that comes first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rate: float | None = Field(default=None, gt=0, description="Hz")
+    unit: Literal["V", "mV", "uV", "nV", "adc"] | None = Field(default=None, description="of its samples")
+    gain: float | None = Field(default=None, gt=0, description="counts per mV, for unit adc")
+    leads: tuple[str, ...] | None = Field(
+        default=None, description="names of its channels in order; - for one that is no lead"
+    )
 
 
 class QuickstartConfig(StageConfig):
@@ -13,9 +26,7 @@ class QuickstartConfig(StageConfig):
     stage = "quickstart"
 
     path: str | None = Field(None, description="your own ECG; None takes a record of the cohort")
-    given: dict[Literal["rate", "unit", "gain", "leads"], float | str | list[str]] = Field(
-        {}, description="what that file does not say: {'rate': 500, 'unit': 'mV', 'leads': ['I', 'II']}"
-    )
+    given: Said = Field(Said(), description="what that file does not say of itself")
     record_id: int | str | None = Field(
         None, description="of the cohort; None takes the first test record that lists `task`"
     )
