@@ -55,7 +55,7 @@ def answers(profile: str, folder: Path) -> list[Answer]:
     """All questions that the tables in `folder` answer, in the order of the study."""
     tables = Tables(profile, folder)
     found = []
-    for ask in (_light_head, _few_labels, _pretraining, _ruler, _scoring, _elsewhere, _groups, _chance):
+    for ask in (_light_head, _few_labels, _pretraining, _ruler, _leads, _scoring, _elsewhere, _groups, _chance):
         try:
             found.append(ask(tables))
         except CureError:
@@ -144,6 +144,25 @@ def _ruler(tables: Tables) -> Answer:
         f"Under a logistic head, {_name(row)} {verdict} hand-crafted ECG features (`{FEATURES}`) in macro AUROC: "
         f"{_number(row)}, {_after_holm(row)}; of {len(single)} tasks it is better on {better}, worse on {worse}.",
         "heads_vs_features",
+    )
+
+
+def _leads(tables: Tables) -> Answer:
+    rows = tables.macro(
+        "leads_differences", weights="selection", pooling="adaptive", strategy="frozen", against="alone"
+    )
+    rows = rows[rows["n_leads"] < 12]
+    if rows.empty:
+        raise CureError("no configuration with fewer than twelve leads")
+    worst, best = rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()]
+    clear = rows[rows["p_holm"] < LEVEL]
+    told = f"{len(clear)} of {len(rows)} can be told apart after Holm's correction"
+    return Answer(
+        "Does one encoder serve any leads?",
+        f"Pre-trained once with selected leads, `{worst['encoder']}` stands against an encoder pre-trained for the "
+        f"same leads alone between {_number(worst)} (leads: {worst['leads']}) and {_number(best)} (leads: "
+        f"{best['leads']}) in macro AUROC; {told}.",
+        "leads_differences",
     )
 
 
