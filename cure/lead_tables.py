@@ -169,7 +169,7 @@ def _wide(rows: pd.DataFrame) -> pd.DataFrame:
     wide = rows.pivot(index="label", columns="leads", values="text")
     wide = wide.reindex(index=rows["label"].unique(), columns=rows["leads"].astype(str).unique()).fillna("")
     counts = rows.astype({"leads": str}).drop_duplicates("leads").set_index("leads")["n_independent"]
-    wide.columns = [f"{name} leads ({counts[name]} independent)" for name in wide.columns]
+    wide.columns = [f"{name} ({counts[name]} independent)" for name in wide.columns]
     return wide.rename_axis(index=None, columns=None)
 
 

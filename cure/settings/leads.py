@@ -25,7 +25,7 @@ class LeadsConfig(StageConfig):
     tuned_epochs: int = Field(6, ge=1, description="at most; validation loss decides which is kept")
     tuned_rate: float = Field(1e-3, gt=0, description="peak learning rate of fine-tuning")
     published: list[str] = Field([], description="of the profile's published models, those given fewer leads")
-    published_configurations: list[str] = Field(["6", "2", "1"], description="the leads they are given")
+    published_configurations: list[str] = Field(["2", "1"], description="the leads they are given")
     cost_records: int = Field(512, ge=64, description="records of an epoch whose time and memory are measured")
     cost_epochs: int = Field(2, ge=1, description="measured epochs, after one to warm up")
     ticked: list[str] = Field(["I", "II", "V2"], min_length=1, description="the leads that the last cells are about")
