@@ -1,6 +1,6 @@
 # Two commands do everything on a machine with Python >= 3.11 and make:
 #   make repro [PROFILE=demo]    rebuild every table, figure and page of a profile
-#   make test                    the fast tests
+#   make test                    the fast tests; `make test-long` the others, `make test-all` both
 PYTHON ?= python3
 PROFILE ?= demo
 
@@ -8,15 +8,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: repro test test-all lint env lab lock
+.PHONY: repro test test-long test-all lint env lab lock
 repro: $(READY)
 	$(BIN)/python -m cure.cli repro --profile "$(PROFILE)"
 
+# Two workers of one thread; one of them takes all tests of a file, or all that share a costly fixture.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: $(READY)
-	$(BIN)/python -m pytest -rs -m "not long"
+	$(PYTEST) -m "not long"
+
+test-long: $(READY)
+	$(PYTEST) -m long
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -rs
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,131 +1,26 @@
-"""How an encoder is adapted to tasks: a linear head on it, or attention over its frozen tokens, trained on a split."""
+"""How a network is trained on a split: random crops, what validation chooses, one score for every test record."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from cure.cohorts.base import Cohort
 from cure.devices import device_of, share
-from cure.embed import pool
 from cure.errors import CureError
-from cure.heads import best_threshold
+from cure.heads import best_threshold, fit_head
 from cure.lengths import require_whole
 from cure.models import Encoder, InputSpec
+from cure.networks import Classifier, Network
 from cure.paths import atomic
 from cure.shards import Arrays, fingerprint
 from cure.splits import Split
 from cure.training import Recipe, Run, train
-
-#: Length of a training crop and of a scored window where nothing else is said, seconds: half a record.
-WINDOW_S = 5.0
-
-
-def depths(encoder: Encoder) -> dict[str, int]:
-    """Which of the encoder's stages each parameter belongs to, by name, counted from the input."""
-    owner = {id(p): i for i, stage in enumerate(encoder.stages()) for p in stage.parameters()}
-    found, current = {}, 0
-    for name, parameter in encoder.named_parameters():
-        current = owner.get(id(parameter), current)
-        found[name] = current
-    return found
-
-
-class Classifier(nn.Module):
-    """An encoder and a linear head with one logit per task. The head starts at zero: every probability at a half.
-
-    Attributes
-    ----------
-    window : int
-        Samples of a training crop and of a scored window.
-    scales : dict of str to float
-        Share of the learning rate by parameter, see `cure.training.train`.
-    """
-
-    def __init__(self, encoder: Encoder, pooling: str, n_tasks: int, window_s: float = WINDOW_S):
-        super().__init__()
-        self.title = type(encoder).__name__
-        self.encoder = encoder
-        self.window = round(window_s * encoder.input_spec.fs)
-        self.scales: dict[str, float] = {}
-        self._still: list[nn.Module] = []
-        self.poolings = pooling.split("+")
-        self.head = nn.Linear(encoder.dim * len(self.poolings), n_tasks)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, n_leads, n_samples) model-ready input to (n, n_tasks) float32 logits."""
-        tokens = self.encoder(x)
-        read_out = torch.cat([pool(tokens, name) for name in self.poolings], dim=1)
-        # Eight bits of mantissa would make ties of scores that differ.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(read_out.float())
-
-    def train_last(self, k: int) -> None:
-        """Freeze all but the last k stages and the head, the statistics of frozen batch normalisations included.
-
-        Raises
-        ------
-        CureError
-            If the encoder has fewer stages, or does not name them.
-        """
-        stages = self.encoder.stages()
-        if not 1 <= k <= len(stages):
-            raise CureError(
-                f"strategy 'last-{k}': {self.title} has {len(stages)} stages; choose last-1 to last-{len(stages)}"
-            )
-        first = len(stages) - k
-        for name, depth in depths(self.encoder).items():
-            self.encoder.get_parameter(name).requires_grad_(depth >= first)
-        norms = [m for m in self.encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self._still = stages[:first] + [m for m in norms if m.weight is not None and not m.weight.requires_grad]
-
-    def slow_down(self, factor: float) -> None:
-        """Let each stage learn with `factor` times the rate of the one after it, the head with the whole.
-
-        Layer-wise decay as in Clark et al. 2020 (ELECTRA, ICLR) and Bao et al. 2022 (BEiT, ICLR).
-        """
-        n = len(self.encoder.stages())
-        self.scales = {f"encoder.{name}": factor ** (n - depth) for name, depth in depths(self.encoder).items()}
-
-    def train(self, mode: bool = True) -> "Classifier":
-        """As for any module, but what is frozen stays in evaluation mode."""
-        super().train(mode)
-        for module in self._still:
-            module.eval()
-        return self
-
-
-class AttentiveProbe(nn.Module):
-    """One learnt query per task attends to the tokens of a frozen encoder; a linear map reads what it finds.
-
-    Tokens are standardised by batch statistics. Queries start at zero, so that attention starts as the mean over time,
-    and so does the linear map: every probability at a half. Attentive probes as in Bardes et al. 2024 (V-JEPA), with a
-    query for each task and neither values' projection nor MLP.
-    """
-
-    window = None
-    title = "attentive probe"
-
-    def __init__(self, dim: int, n_tasks: int):
-        super().__init__()
-        self.scales: dict[str, float] = {}
-        self.norm = nn.BatchNorm1d(dim, affine=False)
-        self.query = nn.Parameter(torch.zeros(n_tasks, dim))
-        self.weight = nn.Parameter(torch.zeros(n_tasks, dim))
-        self.bias = nn.Parameter(torch.zeros(n_tasks))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(n, t, dim) tokens to (n, n_tasks) float32 logits."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            z = self.norm(tokens.float().mT)
-            attention = (self.query @ z * z.shape[1] ** -0.5).softmax(dim=-1)
-            return (attention * (self.weight @ z)).sum(dim=-1) + self.bias
 
 
 @torch.inference_mode()
@@ -149,10 +44,6 @@ def frozen_tokens(encoder: Encoder, x: np.ndarray, keep: Callable[[slice, np.nda
         keep(rows, found.astype(np.float16))
 
 
-#: What can be trained on a split.
-Network = Classifier | AttentiveProbe
-
-
 def crops(x: np.ndarray, rows: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
     """A random window of each record: (n_records, n_leads, n_samples) and n rows to (n, n_leads, length)."""
     starts = rng.integers(0, x.shape[-1] - length + 1, len(rows))
@@ -165,14 +56,44 @@ def logits(model: nn.Module, x: np.ndarray, rows: np.ndarray, length: int | None
 
     With `length` None the model takes what `x` holds of a record whole.
     """
+    return _averaged(model, device_of(model), x, rows, length, batch_size)
+
+
+def _averaged(
+    apply: Callable[[Tensor], Tensor],
+    device: torch.device,
+    x: np.ndarray,
+    rows: np.ndarray,
+    length: int | None,
+    batch_size: int,
+) -> np.ndarray:
     n_samples = x.shape[-1] if length is None else x.shape[-1] - length
     starts = [0] if length is None else np.linspace(0, n_samples, -(-x.shape[-1] // length)).round().astype(int)
-    parts, device = [], device_of(model)
+    parts = []
     for first in range(0, len(rows), batch_size):
         batch = torch.from_numpy(x[rows[first : first + batch_size]]).to(device)
         windows = [batch if length is None else batch[..., start : start + length] for start in starts]
-        parts.append(torch.stack([model(window) for window in windows]).mean(dim=0))
+        parts.append(torch.stack([apply(window) for window in windows]).mean(dim=0))
     return torch.cat(parts).float().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One training: what came of all, and before that, where there was a preview, of the head alone."""
+
+    rate: float
+    run: Run
+    preview: Run | None
+
+    @property
+    def lowest(self) -> float:
+        """The lowest value of what decides."""
+        return float(self.run.history["validation"].min())
+
+    @property
+    def seconds(self) -> float:
+        """Of both."""
+        return self.run.seconds + (self.preview.seconds if self.preview else 0.0)
 
 
 def fit(model: Network, x: np.ndarray, y: np.ndarray, split: Split, recipe: Recipe, checkpoint: Path) -> Arrays:
@@ -193,10 +114,11 @@ def fit(model: Network, x: np.ndarray, y: np.ndarray, split: Split, recipe: Reci
     Returns
     -------
     dict of arrays
-        `score` (n_test, n_tasks) float32, `threshold` and `setting` (n_tasks,), `epoch`, `loss` and `validation` (one
-        per epoch), `rate`, `lowest` (validation loss), `epochs` and `kept` (one per learning rate), `seconds`.
+        `score` (n_test, n_tasks) float32, `threshold` and `setting` (n_tasks,), `epoch`, `loss` and `validation` (loss;
+        one per epoch), `rate`, `lowest` (of what decides), `epochs`, `kept` and `previewed` (epochs of the head alone;
+        one per learning rate), `judged_by`, `seconds`.
     """
-    return _scored(model, x, y, split, recipe, [(recipe.rate, _tuned(model, x, y, split, recipe, checkpoint))], 0)
+    return _scored(model, x, y, split, recipe, [_tuned(model, x, y, split, recipe, checkpoint)], 0)
 
 
 def choose(
@@ -207,26 +129,27 @@ def choose(
     split: Split,
     recipe: Recipe,
     checkpoint: Path,
+    *,
+    refit: bool = False,
 ) -> Arrays:
     """As `fit`, with a new network from `make` for every learning rate; the lowest validation loss decides.
 
-    Checkpoints are named after `checkpoint`, one for each rate.
+    Checkpoints are named after `checkpoint`, one for each rate. With `refit` a logistic head is fitted on the read-out
+    of the network that is kept, a diagnostic of how far its own head lags behind: `refit_score`, `refit_threshold` and
+    `refit_setting` are of it.
     """
-    runs: list[tuple[float, Run]] = []
+    runs: list[Tuned] = []
     best, at = make(), 0
     for i, rate in enumerate(rates):
         model, file = make(), checkpoint.with_suffix(f".{i}.checkpoint")
-        runs.append((rate, _tuned(model, x, y, split, replace(recipe, rate=rate), file)))
-        if i == 0 or _lowest(runs[i][1]) < _lowest(runs[at][1]):
+        runs.append(_tuned(model, x, y, split, replace(recipe, rate=rate), file))
+        if i == 0 or runs[i].lowest < runs[at].lowest:
             best, at = model, i
-    return _scored(best, x, y, split, recipe, runs, at)
+    found = _scored(best, x, y, split, recipe, runs, at)
+    return found | _refitted(best, x, y, split, recipe.batch_size) if refit else found
 
 
-def _lowest(run: Run) -> float:
-    return float(run.history["validation"].min())
-
-
-def _tuned(model: Network, x: np.ndarray, y: np.ndarray, split: Split, recipe: Recipe, checkpoint: Path) -> Run:
+def _tuned(model: Network, x: np.ndarray, y: np.ndarray, split: Split, recipe: Recipe, checkpoint: Path) -> Tuned:
     target = torch.from_numpy(y.astype(np.float32))
 
     def step(rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -234,15 +157,36 @@ def _tuned(model: Network, x: np.ndarray, y: np.ndarray, split: Split, recipe: R
         inputs, wanted = share(batch, target[rows])
         return {"loss": bce(model(inputs), wanted)}
 
-    def validate() -> float:
-        return float(
-            bce(torch.from_numpy(logits(model, x, split.val, model.window, recipe.batch_size)), target[split.val])
-        )
+    def validate() -> float | dict[str, float]:
+        found = logits(model, x, split.val, model.window, recipe.batch_size)
+        loss = float(bce(torch.from_numpy(found), target[split.val]))
+        if model.judged_by == "loss":
+            return loss
+        return {"validation": 1 - macro_auroc(y[split.val], found, split.name), "validation loss": loss}
 
-    desc = f"{model.title}, {split.name}"
+    desc, first = f"{model.title}, {split.name}", None
+    if isinstance(model, Classifier) and model.preview is not None:
+        alone = replace(recipe, epochs=model.preview.epochs, rate=model.preview.rate)
+        file = checkpoint.with_name(f"{checkpoint.stem}.preview.checkpoint")
+        with model.head_only():
+            first = train(model, step, split.train, alone, file, validate=validate, desc=f"{desc}, head")
     run = train(model, step, split.train, recipe, checkpoint, validate=validate, scales=model.scales, desc=desc)
     model.eval()
-    return run
+    return Tuned(recipe.rate, run, first)
+
+
+def macro_auroc(y: np.ndarray, score: np.ndarray, where: str) -> float:
+    """AUROC averaged over the tasks that have both classes, (n, n_tasks) labels and scores.
+
+    Raises
+    ------
+    CureError
+        If there is none.
+    """
+    both = np.flatnonzero(y.any(axis=0) & ~y.all(axis=0))
+    if not len(both):
+        raise CureError(f"{where}: no task has both classes among the validation records: set `judged_by` to loss")
+    return float(np.mean([roc_auc_score(y[:, task], score[:, task]) for task in both]))
 
 
 def _scored(
@@ -251,27 +195,48 @@ def _scored(
     y: np.ndarray,
     split: Split,
     recipe: Recipe,
-    runs: list[tuple[float, Run]],
+    runs: list[Tuned],
     at: int,
 ) -> Arrays:
     """What is kept of a search over learning rates whose run number `at` left `model`."""
     parts = (logits(model, x, rows, model.window, recipe.batch_size) for rows in (split.val, split.test))
     chosen, score = (1 / (1 + np.exp(-part.astype(np.float64))) for part in parts)
     thresholds = [best_threshold(y[split.val, task], chosen[:, task]) for task in range(y.shape[1])]
-    rate, run = runs[at]
-    history = {name: run.history[name].to_numpy() for name in ("epoch", "loss", "validation")}
-    kept = [1 + int(one.history["validation"].argmin()) for _, one in runs]
+    history = runs[at].run.history
+    loss = history["validation" if model.judged_by == "loss" else "validation loss"]
+    kept = [1 + int(one.run.history["validation"].argmin()) for one in runs]
     return {
         "score": score.astype(np.float32),
         "threshold": np.array(thresholds, np.float32),
-        "setting": np.array([f"rate={rate:g}, epoch={kept[at]}"] * y.shape[1]),
-        "seconds": np.float64(sum(one.seconds for _, one in runs)),
-        "rate": np.array([one for one, _ in runs]),
-        "lowest": np.array([_lowest(one) for _, one in runs]),
-        "epochs": np.array([len(one.history) for _, one in runs]),
+        "setting": np.array([f"rate={runs[at].rate:g}, epoch={kept[at]}"] * y.shape[1]),
+        "seconds": np.float64(sum(one.seconds for one in runs)),
+        "rate": np.array([one.rate for one in runs]),
+        "lowest": np.array([one.lowest for one in runs]),
+        "epochs": np.array([len(one.run.history) for one in runs]),
+        "previewed": np.array([len(one.preview.history) if one.preview else 0 for one in runs]),
         "kept": np.array(kept),
         "chosen": np.int64(at),
-        **history,
+        "judged_by": np.array("validation" if model.judged_by == "loss" else "1 - macro AUROC"),
+        "epoch": history["epoch"].to_numpy(),
+        "loss": history["loss"].to_numpy(),
+        "validation": loss.to_numpy(),
+    }
+
+
+def _refitted(model: Network, x: np.ndarray, y: np.ndarray, split: Split, batch_size: int) -> Arrays:
+    """Scores of logistic heads on the read-out of a trained classifier, its encoder as it is now."""
+    if not isinstance(model, Classifier):
+        raise CureError(f"{model.title}: only a classifier's read-out can be given a new head")
+    rows = [np.unique(split.train), split.val, split.test]  # a small sample holds its records several times
+    parts = Split(split.name, *np.split(np.arange(sum(map(len, rows))), np.cumsum([len(one) for one in rows])[:2]))
+    every = np.concatenate(rows)
+    with torch.inference_mode():
+        z = _averaged(model.read_out, device_of(model), x, every, model.window, batch_size)
+    heads = [fit_head("logistic", z, task, parts) for task in y[every].T]
+    return {
+        "refit_score": np.stack([head.score(z[parts.test]) for head in heads], axis=1).astype(np.float32),
+        "refit_threshold": np.array([head.threshold for head in heads], np.float32),
+        "refit_setting": np.array([head.setting for head in heads]),
     }
 
 

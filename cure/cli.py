@@ -1,6 +1,8 @@
 """Command line: `cure run STAGE --profile P`, `cure clean`, `cure render --profile P`, `cure repro --profile P`.
 
-And the published weights: `cure weights list | fetch MODEL | convert FILE [--out FILE] | verify [MODEL]`.
+`cure verify [--profile P] [--depth D]` checks what is published, `cure doctor` this machine, `cure archive` bundles it.
+The published weights: `cure weights list | fetch MODEL | convert FILE [--out FILE] | verify [MODEL]`.
+And own records: `cure embed PATH... --model NAME`, `cure predict PATH... --task NAME` (docs/own-ecgs.md).
 """
 
 import argparse
@@ -8,11 +10,14 @@ import sys
 from pathlib import Path
 
 from cure.errors import CureError
+from cure.own import commands as own
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status; errors that a user can put right come without a traceback."""
     options = _parser().parse_args(arguments)
+    # nbformat imports jsonschema, and that would compile a grammar for addresses here: two seconds of every stage.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     try:
         options.command(options)
     except CureError as error:
@@ -41,8 +46,27 @@ def _parser() -> argparse.ArgumentParser:
     repro.set_defaults(command=_repro)
     for each in (run, render, repro):
         each.add_argument("--profile", default="demo", help="a file in profiles/ (default: demo)")
+    _add_checks(commands)
     _add_weights(commands.add_parser("weights", help="published weights: list, fetch, convert, verify"))
+    own.add(commands)
     return parser
+
+
+def _add_checks(commands: "argparse._SubParsersAction") -> None:
+    verify = commands.add_parser("verify", help="check the artifact, and say which claims hold")
+    verify.add_argument("--profile", default="ptbxl-subset", help="default: ptbxl-subset, whose results are in git")
+    verify.add_argument(
+        "--depth", default="tables", help="tables (seconds, the default), embeddings (minutes) or raw (the whole study)"
+    )
+    verify.add_argument("--json", type=Path, metavar="FILE", help="also write checks and claims to a JSON file")
+    verify.set_defaults(command=_verify)
+    doctor = commands.add_parser("doctor", help="this machine, and which profiles can run on it")
+    doctor.set_defaults(command=_doctor)
+    archive = commands.add_parser("archive", help="bundle everything for a DOI archive, or check such a bundle")
+    archive.add_argument("--profile", default="ptbxl-subset", help="default: ptbxl-subset, whose results are in git")
+    archive.add_argument("--out", type=Path, metavar="FILE", help="default: cure-<version>-<profile>.tar")
+    archive.add_argument("--check", type=Path, metavar="FILE", help="check this bundle instead of making one")
+    archive.set_defaults(command=_archive)
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +107,27 @@ def _repro(options: argparse.Namespace) -> None:
     from cure import repro
 
     repro.repro(options.profile)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from cure import verify
+
+    verify.main(options.profile, options.depth, options.json)
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    from cure import doctor
+
+    print(doctor.report())
+
+
+def _archive(options: argparse.Namespace) -> None:
+    from cure import archive
+
+    if options.check:
+        archive.main_check(options.check)
+    else:
+        archive.main_make(options.profile, options.out)
 
 
 def _weights_list(_: argparse.Namespace) -> None:

@@ -73,10 +73,23 @@ def titles(report: ReportConfig) -> dict[str, str]:
 
 def headline(report: ReportConfig) -> str:
     """What was found, for a reader who reads no further."""
+    return f"{studied(report)}\n\n**Found.** {main_scores(report)}"
+
+
+def studied(report: ReportConfig) -> str:
+    """Who was studied, and what may be concluded from it."""
     profile = config.load(report.profile)
     cohort = _table(report.profile, "prepare", "cohort")
-    size = cohort[cohort["part"] == "all"].set_index("variable")["value"]
-    macro, name, title = _macro(report), METRIC_NAMES[report.metric], profile.cohort.title
+    size, title = cohort[cohort["part"] == "all"].set_index("variable")["value"], profile.cohort.title
+    return (
+        f"**{title[0].upper()}{title[1:]}** ({size['records']:,.0f} records of {size['patients']:,.0f} patients). "
+        f"{profile.summary}"
+    )
+
+
+def main_scores(report: ReportConfig) -> str:
+    """Average scores of the pre-trained encoder, its floors, and networks trained whole."""
+    macro, name = _macro(report), METRIC_NAMES[report.metric]
     features = macro.xs(FEATURES).iloc[0]
     encoder = config.parameters("pretrain", report.profile)["encoder"]
     trained = "; ".join(
@@ -91,9 +104,7 @@ def headline(report: ReportConfig) -> str:
     tuned = tuned[(tuned["task"] == "macro") & tuned["strategy"].isin(["full", "full+decay", "scratch"])]
     whole = "; ".join(f"{row['label']} {_number(row)}" for _, row in tuned.iterrows())
     return (
-        f"**{title[0].upper()}{title[1:]}** ({size['records']:,.0f} records of {size['patients']:,.0f} patients). "
-        f"{profile.summary}\n\n"
-        f"**Found.** Macro {name} over {features['n_tasks']:.0f} binary tasks, all on the same test records. Logistic "
+        f"Macro {name} over {features['n_tasks']:.0f} binary tasks, all on the same test records. Logistic "
         f"head on frozen embeddings of `{encoder}`, pre-trained without labels: {trained}; on encoders never trained: "
         f"{others}; on hand-crafted ECG features: {_number(features)}. Trained whole: {whole}."
     )
@@ -174,7 +185,9 @@ def _unfinished(report: ReportConfig) -> str:
     wide = sizes.pivot(index=["strategy", "encoder", "split", "seed"], columns="metric", values="value")
     settings = config.check(FinetuneConfig, **config.parameters("finetune", report.profile))
     most = {(one.name, one.encoder): recipe.epochs for one, recipe in finetune.strategies(settings)}
-    allowed = [most[strategy, encoder] for strategy, encoder in wide.index.droplevel(["split", "seed"])]
+    listed = [key in most for key in wide.index.droplevel(["split", "seed"])]  # not those of an older profile
+    wide = wide[listed]
+    allowed = [most[key] for key in wide.index.droplevel(["split", "seed"])]
     last = wide["epoch_kept"] == allowed
     counts = last.groupby(["strategy", "encoder"], sort=False).agg(["sum", "size"]).iterrows()
     said = ", ".join(f"{int(n['sum'])} of {int(n['size'])} ({name} {encoder})" for (name, encoder), n in counts)

@@ -18,103 +18,21 @@ import numpy as np
 import pandas as pd
 
 from cure import embed, heads, models, paths, predictions
-from cure.adapt import WINDOW_S, AttentiveProbe, Classifier, Network, choose, input_file, token_file
-from cure.adapt import fit as fit
+from cure.adapt import choose, input_file, token_file
 from cure.cohorts.base import Cohort
+from cure.config import StageConfig
 from cure.embed import Representation
 from cure.errors import CureError
 from cure.models import Encoder
-from cure.models.base import seeded
+from cure.networks import AttentiveProbe, Classifier, Network
 from cure.paths import atomic
 from cure.progress import progress
-from cure.settings.finetune import FinetuneConfig, Training
+from cure.settings.finetune import FinetuneConfig
 from cure.shards import Arrays, fingerprint
 from cure.splits import Split
+from cure.strategies import Strategy, strategies
 from cure.tasks import Labels
 from cure.training import Recipe, alone
-
-#: Settings of the fine-tuning that was released with CURE-FM for HuBERT-ECG, whose pre-trained weights it never loads.
-RELEASED_RATE, RELEASED_PATIENCE = 1e-7, 4
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """One way to train a network: where its weights start, what is trained, how tokens are pooled, how fast it learns.
-
-    Attributes
-    ----------
-    name : str
-        `attentive`, `last-1` to `last-k`, `full`, `full+decay`, `scratch` or `released`.
-    encoder, weights : str
-    pooling : str
-        Poolings of `cure.embed.pool`, joined by `+`: the head reads them side by side. `attention` for the probe.
-    rates : tuple of float
-        Peak learning rates to choose from on the validation records.
-    window_s : float
-        Length of a training crop and of a scored window, seconds.
-    decay : float
-        Of the learning rate from stage to stage towards the input.
-    """
-
-    name: str
-    encoder: str
-    weights: str
-    pooling: str
-    rates: tuple[float, ...]
-    window_s: float = WINDOW_S
-    decay: float = 1.0
-
-    @property
-    def adapts(self) -> bool:
-        """Whether it starts from pre-trained weights."""
-        return self.weights != "random"
-
-    @property
-    def head(self) -> str:
-        """Name of its head in tables."""
-        return "attentive" if self.name == "attentive" else "linear"
-
-
-def strategies(config: FinetuneConfig) -> list[tuple[Strategy, Recipe]]:
-    """Every strategy that trains a network, with its recipe, floors with the read-out of their benchmark last.
-
-    `released` is the comparator as CURE-FM's public code runs it, on the encoder of this study: a learning rate of
-    1e-7, and random weights, because the line that would load them is commented out; patience 4, as many epochs as the
-    other strategies at most. There stopping looks at AUROC, here at the loss. Its head starts from random weights, as
-    there; the heads of all others start at zero.
-    """
-    models.check([config.encoder, *config.floors])
-    base = Recipe(
-        config.epochs,
-        config.batch_size,
-        1.0,
-        config.weight_decay,
-        patience=config.patience,
-        precision=config.precision,
-    )
-    found = []
-    for name in config.strategies:
-        kind = config.kind(name)
-        if name == "released":
-            one = Strategy(name, config.encoder, "random", "mean", (RELEASED_RATE,))
-            found.append((one, replace(base, rate=RELEASED_RATE, patience=RELEASED_PATIENCE)))
-        elif kind is not None:
-            weights = "random" if name == "scratch" else config.weights
-            pooling = "attention" if name == "attentive" else "mean"
-            decay = config.decay if name == "full+decay" else 1.0
-            found.append(_with_recipe(name, config.encoder, weights, pooling, config.training[kind], base, decay))
-    for floor in config.floors:
-        how = config.training.get(floor) or config.training["scratch"]
-        pooling = "mean" if floor == "s4" else "mean+max"
-        found.append(_with_recipe("scratch", floor, "random", pooling, how, base))
-    return found
-
-
-def _with_recipe(
-    name: str, encoder: str, weights: str, pooling: str, how: Training, base: Recipe, decay: float = 1.0
-) -> tuple[Strategy, Recipe]:
-    strategy = Strategy(name, encoder, weights, pooling, tuple(how.rates), how.window_s, decay)
-    return strategy, replace(base, rate=how.rates[0], epochs=how.epochs or base.epochs)
 
 
 @dataclass(frozen=True)
@@ -129,7 +47,8 @@ class Trained:
         Tidy, one row per training, epoch and metric: `training` and `validation` loss, in nats per task, at the
         learning rate that was chosen.
     rates : DataFrame
-        One row per training and learning rate: its lowest validation loss, and whether it was chosen.
+        One row per training and learning rate: the lowest value of what decides (`validation`: the loss; or `1 - macro
+        AUROC`), and whether it was chosen.
     sizes : DataFrame
         Tidy, one row per strategy, split, seed and metric: parameters, trainable parameters, records seen in training
         at all learning rates, epochs run and the epoch kept at the one that was chosen.
@@ -172,20 +91,13 @@ class Job:
         if one.name == "attentive":
             return AttentiveProbe(self.starts.dim, n_tasks)
         model = Classifier(copy.deepcopy(self.starts), one.pooling, n_tasks, one.window_s)
-        if one.name == "released":
-            # From zero, 1e-7 would leave a head of equal weights, which ranks records by the sum of their features.
-            with seeded(self.seed):
-                model.head.reset_parameters()
-        if one.name.startswith("last-"):
-            model.train_last(int(one.name.removeprefix("last-")))
-        if one.decay < 1:
-            model.slow_down(one.decay)
+        one.prepare(model, self.seed)
         return model
 
     def run(self, x: np.ndarray, y: np.ndarray, checkpoint: Path) -> Arrays:
         """Train with every learning rate of the strategy, keep the best; see `cure.adapt.choose`."""
-        make = partial(self.classifier, y.shape[1])
-        return choose(make, self.strategy.rates, x, y, self.split, self.recipe, checkpoint)
+        make, one = partial(self.classifier, y.shape[1]), self.strategy
+        return choose(make, one.rates, x, y, self.split, self.recipe, checkpoint, refit=one.refit)
 
 
 def reseeded(job: Job, seed: int) -> Job:
@@ -364,7 +276,7 @@ def _size(job: Job, result: Arrays, labels: Labels) -> dict[str, int]:
     return {
         "parameters": frozen_too + sum(p.numel() for p in model.parameters()),
         "trainable": trainable,
-        "records_seen": per_epoch * int(result["epochs"].sum()),
+        "records_seen": per_epoch * int(result["epochs"].sum() + result["previewed"].sum()),
         "epochs": int(result["epochs"][at]),
         "epoch_kept": int(result["kept"][at]),
     }
@@ -372,11 +284,11 @@ def _size(job: Job, result: Arrays, labels: Labels) -> dict[str, int]:
 
 def _tried(result: Arrays) -> Iterator[dict]:
     for i, (rate, value) in enumerate(zip(result["rate"], result["lowest"], strict=True)):
-        about = {"rate": float(rate), "metric": "validation", "value": float(value)}
+        about = {"rate": float(rate), "metric": str(result["judged_by"]), "value": float(value)}
         yield {**about, "epoch_kept": int(result["kept"][i]), "chosen": i == result["chosen"]}
 
 
-def key(config: FinetuneConfig, job: Job) -> dict:
+def key(config: StageConfig, job: Job) -> dict:
     """Columns that say what a job's predictions are of."""
     one = Representation(job.strategy.encoder, job.strategy.weights, job.seed)
     columns = predictions.key(config, one, job.strategy.pooling, job.strategy.head, job.strategy.name)

@@ -22,7 +22,7 @@ from cure.adapt import frozen_tokens
 from cure.cohorts.base import Cohort
 from cure.errors import CureError
 from cure.evaluate import compare
-from cure.finetune import Job, Trained, jobs, pretrained, strategies, taking_part, targets, whole
+from cure.finetune import Job, Trained, jobs, pretrained, taking_part, targets, whole
 from cure.heads import fit_head
 from cure.models import Encoder
 from cure.paths import atomic
@@ -30,6 +30,7 @@ from cure.progress import TERMINAL
 from cure.scores import MACROS, MEAN, fold_seeds, seed_averaged
 from cure.settings.finetune import FinetuneConfig
 from cure.splits import Split
+from cure.strategies import strategies
 
 #: Columns that name a strategy in every table of this stage.
 STRATEGY = ["strategy", "encoder", "weights"]
@@ -39,6 +40,12 @@ _NAMES = {
     "attentive": "attentive probe",
     "full": "fine-tuned",
     "full+decay": "fine-tuned, decay",
+    "preview": "head first, then fine-tuned",
+    "preview+depth": "head first, then fine-tuned with depth",
+    "depth": "fine-tuned with depth",
+    "bitfit": "biases tuned",
+    "layernorm": "norms tuned",
+    "lora": "low-rank tuned",
     "scratch": "from scratch",
     "released": "as released",
 }
@@ -116,11 +123,25 @@ def published_macro(table: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(value=("value", "mean"), n_tasks=("task", "size"), supported=("supported", "sum")).reset_index()
 
 
+def published_view(table: pd.DataFrame) -> pd.DataFrame:
+    """`published_macro` for reading; one row that says why not where the tasks are not all statements."""
+    if not table["task"].str.startswith("all/").any():
+        return pd.DataFrame(
+            [{"label": "not shown: averages are published over all statements, here `tasks` is binary"}]
+        )
+    wide = published_macro(table).rename(columns={"value": "AUROC", "n_tasks": "statements"})
+    return wide.assign(AUROC=[f"{value:.3f}" for value in wide["AUROC"]])
+
+
 def rates_view(rates: pd.DataFrame) -> pd.DataFrame:
-    """Lowest validation loss at each learning rate, mean over splits and seeds, and how often the rate was chosen."""
+    """Lowest validation loss (or 1 - AUROC, where that decides) at each learning rate, mean over splits and seeds.
+
+    And how often the rate was chosen.
+    """
     named = with_label(rates)
     grouped = named.groupby(["label", "rate"], sort=False)
-    columns = {"validation loss": ("value", "mean"), "chosen": ("chosen", "sum"), "of": ("chosen", "size")}
+    decides = "validation loss" if set(rates["metric"]) <= {"validation"} else "validation loss or 1 - AUROC"
+    columns = {decides: ("value", "mean"), "chosen": ("chosen", "sum"), "of": ("chosen", "size")}
     shown = grouped.agg(**columns)
     return shown.set_axis(shown.index.set_levels([f"{rate:g}" for rate in shown.index.levels[1]], level=1)).rename_axis(
         index=[None, "rate"]

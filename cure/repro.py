@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from cure import config, paths
+from cure.course import Course, course
 from cure.errors import CureError
 
 
@@ -40,19 +41,37 @@ def repro(profile: str) -> None:
         subprocess.run([dvc, "config", "--local", "core.no_scm", "true"], cwd=paths.root(), check=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with only(profile, paths.root() / "params.yaml"):
-        status = _wait(subprocess.Popen([dvc, "repro"], cwd=paths.root(), env={**os.environ, "PATH": path}))
+        followed = course(profile)
+        status = follow([dvc, "repro"], followed, {**os.environ, "PATH": path})
+    print(followed.summary(status), flush=True)
     if status:
         raise CureError(f"`dvc repro` of profile {profile} stopped (exit status {status}); the reason is above")
-    print(f"cure: profile {profile} is up to date; open site/{profile}/index.html")
 
 
-def _wait(process: subprocess.Popen) -> int:
-    """Exit status of DVC. Ctrl-C reaches it too: it gets the time to stop its stage and leave its lock in order."""
-    try:
+def follow(command: list[str], followed: Course, environment: dict[str, str]) -> int:
+    """Run DVC, saying at each stage where it stands; returns its exit status.
+
+    Only its standard output is read. Standard error stays what it is, mostly a terminal: stages draw their bars there.
+    Ctrl-C reaches DVC too: it gets the time to stop its stage and leave its lock in order.
+    """
+    unbuffered = {**environment, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=paths.root(), env=unbuffered, stdout=subprocess.PIPE, text=True, errors="replace", bufsize=1
+    ) as process:
+        try:
+            _relay(process, followed)
+        except KeyboardInterrupt:
+            _relay(process, followed)
+            process.wait()
+            print(followed.summary(130), flush=True)
+            raise
         return process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
+
+
+def _relay(process: subprocess.Popen, followed: Course) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(followed.read(line), end="", flush=True)
 
 
 @contextmanager

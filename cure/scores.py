@@ -7,12 +7,12 @@ from math import lcm
 import numpy as np
 import pandas as pd
 
-from cure import predictions
+from cure import predictions, resampled
 from cure.bootstrap import null_auroc
 from cure.cohorts.base import Cohort
 from cure.embed import FEATURES, HUB, STATISTICS
 from cure.errors import CureError
-from cure.evaluate import compare, evaluate
+from cure.resampled import Frame
 from cure.settings.heads import HeadsConfig
 from cure.splits import Split
 from cure.tables import marks
@@ -43,10 +43,9 @@ def seed_averaged(predicted: pd.DataFrame, cohort: Cohort, n_draws: int, seed: i
     """
     patients = cohort.records.set_index("record_id")["patient_id"]
     plain = predicted.drop(columns="setting")
-    single = evaluate(plain, patients, macros=averages(plain["task"].unique()), n_draws=n_draws, seed=seed)
-    folded, macros = fold_seeds(plain)
-    averaged = evaluate(folded, patients, macros=macros, n_draws=n_draws, seed=seed)
-    averaged = averaged[~averaged["task"].str.contains(_SEED)].assign(seed=MEAN)
+    frames = [Frame(plain, averages(plain["task"].unique())), Frame(*fold_seeds(plain), per_task=False)]
+    single, averaged = resampled.evaluate(frames, patients, n_draws=n_draws, seed=seed)
+    averaged = averaged.assign(seed=MEAN)
     # The folded frame counts each record once per seed, and gives no number where a task lacks support.
     about = ["n", "n_pos", "n_patients", "n_pos_patients", "prevalence", "n_tasks", "supported"]
     support = single.drop_duplicates("task").set_index("task")[about]
@@ -74,7 +73,7 @@ def against_features(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFram
     folded, macros = fold_seeds(plain.drop(columns="contaminated"))
     comparator = {"encoder": FEATURES, "weights": "none", "pooling": "none"}
     patients = cohort.records.set_index("record_id")["patient_id"]
-    table = compare(folded, comparator, patients, seed=config.seed, macros=macros, per_task=False)
+    table = resampled.compare(folded, comparator, patients, macros=macros, seed=config.seed)
     return _said(table, plain).assign(comparator=FEATURES)
 
 
@@ -99,7 +98,7 @@ def against_untrained(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFra
     learned = [(encoder, name) for encoder, name in product(control, kinds) if (encoder, name) in present]
     pairs += [({"encoder": encoder, "weights": name}, {"weights": STATISTICS}) for encoder, name in learned]
     patients = cohort.records.set_index("record_id")["patient_id"]
-    table = compare(folded, pairs, patients, seed=config.seed, macros=macros, per_task=False)
+    table = resampled.compare(folded, pairs, patients, macros=macros, seed=config.seed)
     return _said(table, plain).assign(comparator=table["comparator"].str.removeprefix("weights="))
 
 
@@ -116,7 +115,8 @@ def groups_table(config: HeadsConfig, cohort: Cohort, predicted: pd.DataFrame) -
     macros = {str(g): [t for t in predicted["task"].unique() if t.split("/")[0] == g] for g in config.groups}
     patients = cohort.records.set_index("record_id")["patient_id"]
     plain = predicted.drop(columns="setting")
-    return evaluate(plain, patients, macros=macros, n_draws=config.n_draws, seed=config.seed)
+    (table,) = resampled.evaluate([Frame(plain, macros)], patients, n_draws=config.n_draws, seed=config.seed)
+    return table
 
 
 def null_table(config: HeadsConfig, cohort: Cohort, splits: list[Split]) -> pd.DataFrame:

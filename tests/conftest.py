@@ -25,6 +25,23 @@ def pack_folder(raw: Path, out: Path, scratch: Path, **settings) -> Cohort:
     return Cohort.open(out)
 
 
+#: Fixtures that take minutes.
+COSTLY = ("finished", "reproduced")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
+def pytest_collection_modifyitems(config, items):
+    """Tests that need a costly fixture come first; one worker makes it. Others stay together by file."""
+
+    def needed(item) -> str | None:
+        return next((name for name in COSTLY if name in item.fixturenames), None)
+
+    items.sort(key=lambda item: needed(item) is None)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(needed(item) or item.path.name))
+
+
 @pytest.fixture(autouse=True)
 def _environment():
     """`notebooks.run` sets the environment of its process, which in the pipeline ends with the stage. Not so here."""
@@ -69,7 +86,7 @@ TINY = {
     "prepare": {},
     "pretrain": {
         "weights": ["ssl-folds", "ssl-simulated"],
-        "epochs": 2,
+        "epochs": 1,
         "n_simulated": 200,
         "batch_size": 64,
         "families": ["contrastive", "jepa"],
@@ -106,7 +123,7 @@ TINY = {
         "weights": "ssl-folds",
         "strategies": ["linear", "full", "scratch"],
         "floors": ["resnet1d_wang"],
-        "training": {"tuned": {"rates": [0.001]}, "scratch": {"rates": [0.001]}},
+        "training": {kind: {"rates": [0.001], "window_s": 2.5} for kind in ("tuned", "scratch")},
         "seeds": [0],
         "epochs": 1,
         "patience": 1,
@@ -122,6 +139,19 @@ TINY = {
         "n_splits": 1,
         "trained": ["full"],
         "least_steps": 0.0,
+        "n_draws": 200,
+    },
+    "posttrain": {
+        "subjects": [{"encoder": "leadcnn", "weights": "ssl-folds", "rates": [0.001]}],
+        "strategies": ["linear", "full", "preview+depth"],
+        "groups": ["super"],
+        "fractions": [1.0],
+        "seeds": [0],
+        "drop_paths": [0.0, 0.2],
+        "light": ["bitfit"],
+        "epochs": 1,
+        "patience": 1,
+        "adaptation": {"preview_epochs": 1},
         "n_draws": 200,
     },
     "structure": {"k": 3, "n_draws": 200},
@@ -146,21 +176,33 @@ TINY = {
         "steps": 8,
         "n_draws": 200,
     },
+    "quickstart": {"encoder": "leadcnn", "weights": "ssl-folds", "task": "CRBBB", "k": 3, "steps": 8},
     "report": {},
 }
 
 
-#: The same with one training of each kind, for the tests that run all stages through DVC again and again.
+#: The same with one training of each kind, for the tests that run all stages through DVC again and again. With the
+#: official split, so that this is run end to end too; of fewer records most tasks would have no positive in fold 10.
 SMALL = {
     **TINY,
-    "pretrain": {**TINY["pretrain"], "weights": ["ssl-simulated"], "epochs": 1, "families": []},
+    "cohort": {**TINY["cohort"], "title": "500 simulated ECGs", "split": "official"},
+    "download": {**TINY["download"], "n_records": 500},
+    "pretrain": {**TINY["pretrain"], "weights": ["ssl-simulated"], "families": []},
     "embed": {**TINY["embed"], "pretrained": ["ssl-simulated"]},
     "heads": {**TINY["heads"], "pretrained": ["ssl-simulated"], "heads": ["logistic"]},
     "finetune": {**TINY["finetune"], "weights": "ssl-simulated"},
     "ablations": {**TINY["ablations"], "subjects": ["leadcnn-ssl-simulated-0", "ecg-features"]},
     "efficiency": {**TINY["efficiency"], "representations": ["leadcnn-ssl-simulated-0", "ecg-features"], "trained": []},
+    "posttrain": {
+        **TINY["posttrain"],
+        "subjects": [{"encoder": "leadcnn", "weights": "ssl-simulated", "rates": [0.001]}],
+        "strategies": ["linear", "full"],
+        "drop_paths": [],
+        "light": [],
+    },
     "explain": {**TINY["explain"], "weights": "ssl-simulated"},
     "faithfulness": {**TINY["faithfulness"], "weights": "ssl-simulated"},
+    "quickstart": {**TINY["quickstart"], "weights": "ssl-simulated"},
 }
 
 
@@ -168,7 +210,7 @@ def make_project(folder: Path, profile: dict = TINY) -> Path:
     """A copy of what the pipeline consists of, besides the package, with profile `tiny` as the only one listed."""
     for name in ("notebooks", "profiles", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
-    for name in ("dvc.yaml", "runtime.lock", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "claims.yaml", "runtime.lock", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
     shutil.copytree(ROOT / "cure", folder / "cure", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "params.yaml").write_text("profiles: [tiny]\n")

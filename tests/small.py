@@ -4,6 +4,7 @@ from torch import nn
 
 from cure.models import Encoder, InputSpec
 from cure.models.base import seeded
+from cure.models.leadcnn import _Residual
 
 
 class Small(Encoder):
@@ -22,6 +23,17 @@ class Small(Encoder):
 
     def forward(self, x):
         return self.mix(self.enter(x).abs()).transpose(1, 2)
+
+
+class Residual(Small):
+    """Small, with a residual block of LeadCNN in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = _Residual(self.dim)
+
+    def forward(self, x):
+        return self.mix(self.block(self.enter(x).abs())).transpose(1, 2)
 
 
 def small() -> Small:

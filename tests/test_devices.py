@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from cure import devices, models, training
-from cure.adapt import Classifier, fit
+from cure.adapt import fit
 from cure.devices import Place, at, share
 from cure.errors import CureError
+from cure.networks import Classifier
 from cure.splits import Split
 from cure.training import Recipe, train
 

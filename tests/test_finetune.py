@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from small import Small, small
 
 from cure import adapt, embed, finetune, finetune_tables, heads, models, paths, tables
+from cure.adapt import fit
 from cure.config import check
 from cure.embed import Representation
 from cure.errors import CureError
-from cure.finetune import fit
 from cure.models import registry
 from cure.plots.training import loss_curves
 from cure.settings.finetune import FinetuneConfig
@@ -184,6 +184,13 @@ def test_statements_are_one_problem_of_the_records_that_list_any(study):
     assert table["task"].str.startswith("all/").any()
     published = finetune_tables.published_macro(table)
     assert (published["n_tasks"] >= published["supported"]).all()
+    view = finetune_tables.published_view(table)
+    assert view["AUROC"].tolist() == [f"{value:.3f}" for value in published["value"]]
+
+
+def test_there_is_no_published_average_over_binary_tasks(study, people):
+    table = finetune_tables.score_table(study[0], people, _predicted(FOUR))
+    assert "`tasks` is binary" in finetune_tables.published_view(table)["label"].item()
 
 
 def test_every_strategy_scores_every_test_record_of_its_splits_once(trained, cohort):

@@ -9,8 +9,9 @@ from small import small
 from torch import nn
 
 from cure import adapt, models
-from cure.adapt import AttentiveProbe, Classifier, choose, crops, fit, logits
+from cure.adapt import choose, crops, fit, logits
 from cure.errors import CureError
+from cure.networks import AttentiveProbe, Classifier
 from cure.splits import Split
 from cure.training import Recipe
 

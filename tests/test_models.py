@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from cure import models
-from cure.adapt import depths
 from cure.errors import CureError
 from cure.models import InputSpec, registry
 from cure.models.base import PLAIN, seeded
 from cure.models.s4_classifier import _Layer, _TwoWayKernel
 from cure.models.steps import Resample
+from cure.networks import depths
 from cure.signals import LEADS
 
 

@@ -14,12 +14,13 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cure import cli, embed, explain, notebooks, protocols
+from cure import cli, embed, explain, notebooks, posttrain, protocols
 from cure.cohorts import acquire, wfdb_folder, wfdb_record
 from cure.cohorts import pack as pack_stage
 from cure.cohorts.base import RECORD_COLUMNS, Cohort
 from cure.config import STAGES, check, parameters, settings
 from cure.errors import CureError
+from cure.finetune import taking_part
 from cure.settings.download import DownloadConfig
 from cure.settings.prepare import PrepareConfig
 from cure.signals import LEADS
@@ -520,6 +521,9 @@ def test_the_page_about_own_cohorts_works_as_it_stands(project, monkeypatch, cap
     assert min(counts) >= 10, "what stage probes needs"
     assert n_train >= parameters("finetune", "own")["batch_size"], "too few to train a network on"
     assert not configs["efficiency"].trained, "a share of them is less than a batch"
+    adapted, parts = configs["posttrain"], make_splits(cohort.records, "rotate")
+    found = posttrain.labels(adapted, cohort, parts, "all")
+    assert len(taking_part(parts[0], found).train) >= adapted.batch_size, "too few to train a network on"
     made = {one.folder for one in embed.representations(configs["embed"])}
     named = {
         *configs["ablations"].subjects,

@@ -5,8 +5,13 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cure.config import StageConfig, Weights
+from cure.settings.adaptation import Adaptation
 
-StrategyName = Annotated[str, Field(pattern=r"^(linear|attentive|last-[1-9]\d?|full|full\+decay|scratch|released)$")]
+_WORDS = (
+    r"^(linear|attentive|last-[1-9]\d?|full|full\+decay|preview|preview\+depth|depth|bitfit|layernorm|lora|scratch|"
+    r"released)$"
+)
+StrategyName = Annotated[str, Field(pattern=_WORDS)]
 
 
 class Training(BaseModel):
@@ -15,7 +20,9 @@ class Training(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rates: list[Annotated[float, Field(gt=0)]] = Field(min_length=1, description="peak learning rates to choose from")
-    window_s: float = Field(5.0, gt=0, description="length of a training crop and of a scored window, seconds")
+    window_s: float | None = Field(
+        5.0, gt=0, description="length of a training crop and of a scored window, seconds; null: the whole input"
+    )
     epochs: int | None = Field(None, ge=1, description="at most; by default those of all strategies")
 
     @model_serializer(mode="wrap")
@@ -41,7 +48,12 @@ class FinetuneConfig(StageConfig):
         "binary", description="the binary tasks, or all statements as one multi-label problem"
     )
     training: dict[str, Training] = Field(
-        description="of `attentive`, `tuned` (last-k, full, full+decay), `scratch`, or one floor by its name"
+        description="of `attentive`, `tuned` (last-k, full, preview, ...), `light` (bitfit, layernorm, lora), "
+        "`scratch`, or one floor by its name"
+    )
+    adaptation: Adaptation = Field(
+        default_factory=lambda: Adaptation.model_validate({}),
+        description="preview, stochastic depth, dropout, warm-up, clipping, what decides when to stop",
     )
     decay: float = Field(0.7, gt=0, le=1, description="of the learning rate from each stage to the one before it")
     seeds: list[int] = Field(min_length=1, description="of each training: initialisation, order and crops")
@@ -58,8 +70,8 @@ class FinetuneConfig(StageConfig):
         """Fine-tuning is what all else is compared with; each kind of training has its learning rates."""
         if "full" not in self.strategies:
             raise ValueError("strategies: 'full' is missing, which all others are compared with")
-        if unknown := set(self.training) - {"attentive", "tuned", "scratch", *self.floors}:
-            known = ", ".join(["attentive", "tuned", "scratch", *self.floors])
+        if unknown := set(self.training) - {"attentive", "tuned", "light", "scratch", *self.floors}:
+            known = ", ".join(["attentive", "tuned", "light", "scratch", *self.floors])
             raise ValueError(f"training: unknown kind '{min(unknown)}'; choose from {known}")
         for name in self.strategies:
             if (kind := self.kind(name)) not in (None, *self.training):
@@ -74,4 +86,5 @@ class FinetuneConfig(StageConfig):
     def kind(strategy: str) -> str | None:
         """Entry of `training` that a strategy uses; None where it has none."""
         kinds = {"linear": None, "released": None, "attentive": "attentive", "scratch": "scratch"}
-        return kinds.get(strategy, "tuned")
+        light = strategy in ("bitfit", "layernorm", "lora")
+        return kinds.get(strategy, "light" if light else "tuned")
