@@ -103,9 +103,16 @@ def losses(curves: pd.DataFrame) -> Figure:
     for i, ((weights, leads), one) in enumerate(rows.groupby(["weights", "leads"], sort=False)):
         alone = weights == ALONE
         text = f"{weights}: {leads}" if alone else str(weights)
-        style = {"linewidth": 0.8 if alone else 1.6, "markersize": 3 if alone else 4.5}
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        axes.plot(one["epoch"], one["value"], color=colour, marker=marker, label=text, **style)
+        axes.plot(
+            one["epoch"],
+            one["value"],
+            color=colour,
+            marker=marker,
+            markersize=3 if alone else 4.5,
+            linewidth=0.8 if alone else 1.6,
+            label=text,
+        )
     axes.set(xlabel="epoch", ylabel="training loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="#E5E5E5", linewidth=0.6)
