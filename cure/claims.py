@@ -107,11 +107,10 @@ class Claim(_Strict):
     rows: Literal["one", "every", "mean"] = Field(
         "one", description="one row exactly; every row must comply; or the mean of the rows, which has no interval"
     )
-    column: str = Field("value", description="column of the number")
+    column: str = Field("value", description="column of the number; bounds stand in lo and hi, or <column>_lo and _hi")
     relative_to: Select | None = Field(
         None, description="changes to `select` that pick one other row: the number is then value / that - 1"
     )
-    per: str | None = Field(None, description="column that value, lo and hi are divided by: the gain in shares of it")
     expected: Expected
     decided_by: Literal["interval", "interval and holm", "value"] = Field(
         description="the 95 % interval; that and p < 0.05 after Holm over the table; or the value, where none applies"
@@ -125,15 +124,16 @@ class Claim(_Strict):
     def _consistent(self) -> Self:
         if self.decided_by != "value" and (self.relative_to is not None or self.rows == "mean"):
             raise ValueError("a ratio of two rows and a mean of rows have no interval: decided_by must be value")
-        if self.decided_by != "value" and self.column != "value":
-            raise ValueError(
-                f"lo and hi belong to column value, {self.column} has no interval: decided_by must be value"
-            )
         if self.decided_by == "interval and holm" and 0 not in (self.expected.above, self.expected.below):
             raise ValueError("Holm's p tests a difference from 0: expect above or below 0, or leave holm out")
         if not any(f"--profile {name}" in self.command for name in self.profiles):
             raise ValueError(f"the command names none of the claim's profiles ({', '.join(self.profiles)})")
         return self
+
+    @property
+    def bounds(self) -> tuple[str, str]:
+        """Columns of the 95 % interval of the number."""
+        return ("lo", "hi") if self.column == "value" else (f"{self.column}_lo", f"{self.column}_hi")
 
 
 class _Claims(_Strict):
@@ -141,7 +141,7 @@ class _Claims(_Strict):
 
 
 class _Found(NamedTuple):
-    """Number, interval and Holm's p of one row, after division."""
+    """Number, interval and Holm's p of one row."""
 
     value: float
     lo: float
@@ -247,7 +247,6 @@ def _about(claim: Claim) -> dict:
     if claim.relative_to is not None:
         rows += " relative to " + ", ".join(f"{name} = {_said(value)}" for name, value in claim.relative_to.items())
     number = "" if claim.column == "value" else f"{claim.column} "
-    number += "" if claim.per is None else f"in shares of {claim.per} "
     return {
         **plain,
         "rows": rows + {"one": "", "every": " (every row)", "mean": " (mean of the rows)"}[claim.rows],
@@ -295,8 +294,8 @@ def _judge(claim: Claim, profile: str, table: pd.DataFrame | None) -> dict:
 
 
 def _chosen(claim: Claim, table: pd.DataFrame, select: Select) -> pd.DataFrame:
-    wanted = [*select, claim.column, *([claim.per] if claim.per else [])]
-    wanted += ["lo", "hi"] if claim.decided_by != "value" else []
+    wanted = [*select, claim.column]
+    wanted += claim.bounds if claim.decided_by != "value" else []
     wanted += ["p_holm"] if claim.decided_by == "interval and holm" else []
     if missing := [name for name in wanted if name not in table]:
         raise CureError(
@@ -322,14 +321,11 @@ def _equal(column: pd.Series, value: Scalar) -> np.ndarray:
 
 def _numbers(claim: Claim, table: pd.DataFrame, chosen: pd.DataFrame) -> list[_Found] | None:
     """Numbers of the chosen rows; None where the row that they are related to is not there."""
-    has = [name for name in ("lo", "hi", "p_holm") if name in chosen]
-    number = chosen[[claim.column, *has]].apply(pd.to_numeric, errors="coerce").astype(float)
-    number = number.rename(columns={claim.column: "value"}).reindex(columns=["value", "lo", "hi", "p_holm"])
-    if claim.column != "value":
-        number[["lo", "hi", "p_holm"]] = np.nan  # they belong to the column `value`
-    if claim.per is not None:
-        scale = pd.to_numeric(chosen[claim.per], errors="coerce").astype(float).abs()
-        number[["value", "lo", "hi"]] = number[["value", "lo", "hi"]].div(scale, axis=0)
+    lo, hi = claim.bounds
+    columns = {claim.column: "value", lo: "lo", hi: "hi", "p_holm": "p_holm"}
+    has = chosen[[name for name in columns if name in chosen]]
+    number = has.apply(pd.to_numeric, errors="coerce").astype(float).rename(columns=columns)
+    number = number.reindex(columns=["value", "lo", "hi", "p_holm"])
     if claim.rows == "mean":
         return [_Found(float(number["value"].mean()), np.nan, np.nan, np.nan, True)]
     supported = chosen["supported"].astype(str).ne("False") if "supported" in chosen else [True] * len(chosen)

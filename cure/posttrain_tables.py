@@ -182,10 +182,12 @@ def _about(cohort: Cohort, one: Drawn) -> dict:
 
 def labelled(table: pd.DataFrame) -> pd.DataFrame:
     """Add `label`, what readers call a strategy, without the encoder where there is only one."""
-    names = table.assign(strategy=table["strategy"].astype(str).str.removesuffix(REFITTED))
-    text = with_label(names)["label"]
+    parts = table["strategy"].astype(str).str.removesuffix(REFITTED).str.split("-", n=1, expand=True)
+    text = with_label(table.assign(strategy=parts[0]))["label"]
     if table["encoder"].nunique() == 1:
         text = text.str.partition(":")[0]
+    if 1 in parts:  # a rate of stochastic depth of its own
+        text += (" " + parts[1]).fillna("")
     new = table["strategy"].astype(str).str.endswith(REFITTED)
     return table.assign(label=text.where(~new, text + REFITTED))
 

@@ -149,7 +149,7 @@ def check(published: Published, stages: list[str] | None = None, *, whole: bool 
 
 
 def _stage(published: Published, program: replay.Program, cohort: Cohort, known: bool, whole: bool) -> Iterator[Result]:
-    from cure.splits import make_splits
+    from cure.splits import Split, make_splits
 
     stage, profile = program.stage, published.profile
     names: dict[str, Any] = config.parameters(stage, profile)
@@ -157,28 +157,29 @@ def _stage(published: Published, program: replay.Program, cohort: Cohort, known:
         names["n_draws"] = _LEAST
     split = config.load(profile).cohort.split
     given: dict[str, Any] = {"_predicted": published.predicted, "cohort": cohort, **_special(published, stage)}
-    given["splits"] = make_splits(cohort.records, split) if known else []
+    nobody = np.array([], int)
+    given["splits"] = make_splits(cohort.records, split) if known else [Split("unknown", nobody, nobody, nobody)]
     outputs = []
     if stage == "pretrain" and "families" in published.kinds():  # its notebook leaves the comparison to one function
         from cure import families
 
         given["_families"] = families
         outputs.append(replay.output("pretraining_families", _FAMILIES))
-    outputs += [output for output in program.tables if _follows(program, output, given)]
+    outputs += [output for output in program.tables if follows(program, output, given)]
     ignored = set() if whole else set(_DRAWN)
     ignored |= set() if known else set(_OF_PATIENTS)
-    with _draws(None if whole else _TAKEN.get(stage, 2)):
+    with few_draws(None if whole else _TAKEN.get(stage, 2)):
         todo = program.run(outputs, names, given)
         for output, made, error in progress(todo, desc=f"tables of {stage}", total=len(outputs), unit="table"):
             yield _compared(published, stage, output.name, made, error, ignored, known)
 
 
-def _follows(program: replay.Program, output: replay.Output, given: dict[str, Any]) -> bool:
+def follows(program: replay.Program, output: replay.Output, given: dict[str, Any]) -> bool:
     """Whether a table is made from published predictions alone: without what lies before them, or running the study."""
     lines = program.needed(output, given)
     text = program.text(output, lines)
     used = replay.loads(output.made).union(*(replay.loads(program.lines[at]) for at in lines))
-    from_files = "_predicted(" in text or bool(used & set(_special_names(program.stage)))
+    from_files = "_predicted(" in text or bool(used & set(special_names(program.stage)))
     return from_files and not lines & program.origins and not any(call in text for call in replay.BEFORE)
 
 
@@ -218,7 +219,8 @@ def difference(published: pd.DataFrame, made: pd.DataFrame, ignored: set[str] | 
     if list(published) != list(made):
         odd = sorted(set(published) ^ set(made)) or "their order"
         return f"other columns than the predictions give: {odd}"
-    keep = [name for name in made if name not in ignored]
+    bounds = ("_lo", "_hi") if "lo" in ignored else ()
+    keep = [name for name in made if name not in ignored and not name.endswith(bounds)]
     old, new = published[keep], made[keep]
     if "metric" in keep and ignored:
         old, new = (t[~t["metric"].isin(_DRAWN_METRICS)] for t in (old, new))
@@ -282,7 +284,8 @@ def _cohort(published: Published) -> tuple[Cohort, bool]:
     return _Records(store, records, pd.DataFrame(), {"name": study.name, "rates": {}}, labels), False
 
 
-def _special_names(stage: str) -> tuple[str, ...]:
+def special_names(stage: str) -> tuple[str, ...]:
+    """Names that `_special` gives a stage's notebook."""
     return {"protocols": ("sampled", "predicted"), "efficiency": ("predicted",)}.get(stage, ())
 
 
@@ -303,7 +306,7 @@ def _special(published: Published, stage: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _draws(limit: int | None) -> Iterator[None]:
+def few_draws(limit: int | None) -> Iterator[None]:
     """Take at most `limit` bootstrap draws: a value needs none, and tables of differences take up to 20,000."""
     from cure import bootstrap
 

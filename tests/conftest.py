@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from cure import config, notebooks, paths
 from cure.cohorts import ptbxl, synthetic
@@ -24,6 +25,10 @@ def pack_folder(raw: Path, out: Path, scratch: Path, **settings) -> Cohort:
     pack(raw, ptbxl.read_metadata(raw), ptbxl.read_statements(raw), files, INFO, out, scratch, **settings)
     return Cohort.open(out)
 
+
+# A busy machine is no fault of the code.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 #: Fixtures that take minutes.
 COSTLY = ("finished", "reproduced")

@@ -265,6 +265,9 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(mv, tmp_path, monke
     write_npz(folder / "7.npz", mv[0], FS)
     refused("differs in the records (6 then, 7 now", capsys, *arguments, "emb.parquet")
     (folder / "7.npz").unlink()
+    (folder / "5.json").write_text("{}")  # a file beside a record counts as the record
+    refused("their files changed", capsys, *arguments, "emb.parquet")
+    (folder / "5.json").unlink()
     assert before == sorted(file.read_bytes() for file in (tmp_path / "emb.parquet.parts").iterdir())
 
     left[0] = 1  # one part is left to do, and no more is done

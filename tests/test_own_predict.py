@@ -103,6 +103,13 @@ def test_never_without_the_note(made, tmp_path, raw_folder, cohort, capsys):
     assert set(run(tmp_path / "bad.edf", "--restart", status=1)["note"]) == {NOTE}
 
 
+def test_a_rerun_does_not_take_its_own_output_for_a_record(tmp_path):
+    write_npz(tmp_path / "a.npz", ecgs()[0], 250)
+    out = str(tmp_path / "predictions.csv")
+    for again in ([], ["--restart"]):
+        assert run(tmp_path, *again, out=out)["error"].tolist() == [""]
+
+
 def test_what_makes_a_record_doubtful_is_said(tmp_path):
     x = ecgs(2, 250)
     write_npz(tmp_path / "a.npz", x[0], 250)

@@ -154,6 +154,9 @@ def test_every_strategy_scores_every_test_record_that_takes_part_once(trained, c
     seeds = done.predicted.groupby(["strategy", "fraction"], observed=True)["seed"].nunique()
     assert seeds["full", 1.0] == seeds["linear", 0.5] == seeds["full, new head", 1.0] == 2
     assert seeds["linear", 1.0] == seeds["depth-0.4", 1.0] == seeds["lora", 1.0] == 1
+    labels = posttrain_tables.labelled(done.history).drop_duplicates("strategy").set_index("strategy")["label"]
+    assert labels["preview+depth-0.4"] == "head first, then fine-tuned with depth 0.4"
+    assert (labels["full"], labels["lora"]) == ("fine-tuned", "low-rank tuned")
     sizes = done.sizes.set_index("strategy")
     assert sizes.loc["lora", "trainable"] < sizes.loc["full", "trainable"] == sizes.loc["full", "parameters"]
 
@@ -293,6 +296,7 @@ def test_what_was_not_run_has_empty_tables(study, trained):
     predicted = trained[0].predicted
     predicted = predicted[predicted["strategy"].isin(names)]
     config = config.model_copy(update={"drop_paths": [], "light": [], "refit": False})
+    assert isinstance(ablation(posttrain_tables.ablation_table(config, cohort, predicted), {"auroc": "A"}), Figure)
     for table in (
         posttrain_tables.ablation_table(config, cohort, predicted),
         posttrain_tables.light_table(config, cohort, predicted, trained[0].sizes),

@@ -80,7 +80,9 @@ def _predict(options: argparse.Namespace) -> None:
 def _items(options: argparse.Namespace) -> "list[Item]":
     from cure.own.find import find
 
-    return find(options.paths, options.format)
+    found = find(options.paths, options.format)
+    # A CSV of predictions in the folder that is searched is no record.
+    return [item for item in found if item.path.resolve() != options.out.resolve()]
 
 
 def _given(options: argparse.Namespace) -> "Given":

@@ -84,8 +84,12 @@ def stamp(items: list[Item]) -> str:
     """SHA-256 over names, sizes and times of the records' files: other records, or changed ones, have another."""
     digest = hashlib.sha256()
     for item in items:
-        about = item.path.stat() if item.path.exists() else None
-        digest.update(f"{item.name} {about and about.st_size} {about and about.st_mtime_ns}\n".encode())
+        digest.update(f"{item.name}\n".encode())
+        for suffix in (item.path.suffix, *sorted(_SIGNALS), ".json"):
+            file = item.path.with_suffix(suffix)
+            if file.is_file():
+                about = file.stat()
+                digest.update(f"{suffix} {about.st_size} {about.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -109,6 +109,8 @@ def predict(
         represent = Runner(encoder.to(how.device), card.pooling, how.batch_size, how.threads, how.device)
         needed, doubts = lead_positions(spec), lambda record: notes(spec, record)
 
+    general = [text.rstrip(".") for text in card.notes[1:]]
+
     def work(records: list[Record]) -> list[Mapping[str, Any] | str]:
         vectors = represent(records)
         good = [i for i, vector in enumerate(vectors) if not isinstance(vector, str)]
@@ -118,7 +120,7 @@ def predict(
         x = np.stack([np.asarray(vectors[i], np.float32) for i in good])
         (lo, hi), p, far = one.interval(x), one.probability(x), one.unusual(x)
         for k, i in enumerate(good):
-            said = [*_doubts(records[i], needed, bool(far[k])), *doubts(records[i]), *card.notes[1:]]
+            said = [*_doubts(records[i], needed, bool(far[k])), *doubts(records[i]), *general]
             row = {"probability": p[k], "lo": lo[k], "hi": hi[k], "positive": bool(p[k] >= one.threshold)}
             rows[i] = {**row, "warning": "; ".join(said)}
         return rows

@@ -55,6 +55,10 @@ def ablation(table: pd.DataFrame, metrics: dict[str, str]) -> Figure:
     metrics : dict
         Metric -> axis label.
     """
+    if table.empty:
+        figure = Figure(figsize=(4, 0.8))
+        figure.text(0.5, 0.5, "no rates of stochastic depth are compared in this profile", ha="center", va="center")
+        return figure
     encoders = list(table["encoder"].unique())
     figure = Figure(figsize=(3.2 * len(metrics) + 0.6, 2.8 * len(encoders) + 0.5), layout="constrained")
     grid = figure.subplots(len(encoders), len(metrics), squeeze=False)

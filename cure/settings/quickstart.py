@@ -12,10 +12,12 @@ class Said(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rate: float | None = Field(None, gt=0, description="Hz")
-    unit: Literal["V", "mV", "uV", "nV", "adc"] | None = Field(None, description="of its samples")
-    gain: float | None = Field(None, gt=0, description="counts per mV, for unit adc")
-    leads: tuple[str, ...] | None = Field(None, description="names of its channels in order; - for one that is no lead")
+    rate: float | None = Field(default=None, gt=0, description="Hz")
+    unit: Literal["V", "mV", "uV", "nV", "adc"] | None = Field(default=None, description="of its samples")
+    gain: float | None = Field(default=None, gt=0, description="counts per mV, for unit adc")
+    leads: tuple[str, ...] | None = Field(
+        default=None, description="names of its channels in order; - for one that is no lead"
+    )
 
 
 class QuickstartConfig(StageConfig):
