@@ -136,7 +136,7 @@ def _post_training(tables: Tables) -> Answer:
     better = rows[(rows["p_holm"] < LEVEL) & (rows["value"] > 0)]
     return Answer(
         "Is there a better way to adapt an encoder than fine-tuning it?",
-        f"With its head fitted first and stochastic depth after that (`preview+depth`), `{worst['encoder']}` gains over "
+        f"With its head fitted first, then with stochastic depth (`preview+depth`), `{worst['encoder']}` gains over "
         f"plain fine-tuning, {worst['fraction']:.0%} of the labels, between {_number(worst)} (label group "
         f"{worst['task']}) and {_number(best)} (label group {best['task']}) in macro AUROC; better in {len(better)} of "
         f"{len(rows)} label groups after Holm's correction.",
