@@ -214,6 +214,21 @@ def test_an_answer_follows_its_number(tmp_path, value, p_holm, verdict):
     assert f"{value:+.3f} [{value - 0.01:+.3f}, {value + 0.01:+.3f}]" in one.text
 
 
+def test_the_answer_about_post_training_counts_what_holds_with_the_most_labels(tmp_path):
+    key = {"encoder": "e", "strategy": "preview+depth", "comparator": "full", "metric": "auroc"}
+    values = {("super", 1.0): (0.04, 0.01), ("all", 1.0): (0.01, 0.3), ("form", 0.1): (0.2, 0.01)}
+    rows = [
+        {**key, "task": task, "fraction": share, "value": value, "lo": value - 0.02, "hi": value + 0.02, "p_holm": p}
+        for (task, share), (value, p) in values.items()
+    ]
+    pd.DataFrame([*rows, {**rows[0], "strategy": "full+decay", "value": 0.5}]).to_csv(
+        tmp_path / "post_training_gains.csv", index=False
+    )
+    (one,) = answers.answers("demo", tmp_path)
+    assert "+0.010 [-0.010, +0.030] (label group all) and +0.040 [+0.020, +0.060] (label group super)" in one.text
+    assert "better in 1 of 2 label groups" in one.text
+
+
 def test_the_answer_about_leads_spans_its_configurations(tmp_path):
     key = {"encoder": "e", "weights": "selection", "pooling": "adaptive", "strategy": "frozen", "against": "alone"}
     values = {"12": (12, 0.2, 0.01), "6": (6, -0.03, 0.01), "II": (1, 0.02, 0.5)}

@@ -55,7 +55,18 @@ def answers(profile: str, folder: Path) -> list[Answer]:
     """All questions that the tables in `folder` answer, in the order of the study."""
     tables = Tables(profile, folder)
     found = []
-    for ask in (_light_head, _few_labels, _pretraining, _ruler, _leads, _scoring, _elsewhere, _groups, _chance):
+    for ask in (
+        _light_head,
+        _few_labels,
+        _post_training,
+        _pretraining,
+        _ruler,
+        _leads,
+        _scoring,
+        _elsewhere,
+        _groups,
+        _chance,
+    ):
         try:
             found.append(ask(tables))
         except CureError:
@@ -110,6 +121,26 @@ def _few_labels(tables: Tables) -> Answer:
         f"many ({_number(few)}, {_after_holm(few)}), {replaces} fine-tuning with all of them ({_number(all_of_them)}, "
         f"{_after_holm(all_of_them)}).",
         "label_efficiency_differences",
+    )
+
+
+def _post_training(tables: Tables) -> Answer:
+    table = tables.read("post_training_gains")
+    rows = table[
+        (table["strategy"] == "preview+depth") & (table["comparator"] == "full") & (table["metric"] == "auroc")
+    ]
+    rows = rows[rows["fraction"] == rows["fraction"].max()].dropna(subset=["value", "lo", "hi"])
+    if rows.empty:
+        raise CureError("post-training was not compared with plain fine-tuning")
+    worst, best = rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()]
+    better = rows[(rows["p_holm"] < LEVEL) & (rows["value"] > 0)]
+    return Answer(
+        "Is there a better way to adapt an encoder than fine-tuning it?",
+        f"With its head fitted first, then with stochastic depth (`preview+depth`), `{worst['encoder']}` gains over "
+        f"plain fine-tuning, {worst['fraction']:.0%} of the labels, between {_number(worst)} (label group "
+        f"{worst['task']}) and {_number(best)} (label group {best['task']}) in macro AUROC; better in {len(better)} of "
+        f"{len(rows)} label groups after Holm's correction.",
+        "post_training_gains",
     )
 
 
