@@ -284,7 +284,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same_whatever_the_number_of_wor
     calls.clear()
     monkeypatch.setattr(adapt, "logits", logits)
     made = []
-    monkeypatch.setattr(finetune, "choose", lambda *arguments: made.append(arguments) or choose(*arguments))
+    monkeypatch.setattr(finetune, "choose", lambda *a, **named: made.append(a) or choose(*a, **named))
     again = finetune.run(config, cohort, splits[:2], n_jobs=1)
     assert len(made) == 13  # fourteen trainings, one of them finished before
     assert len(list(scratch.glob("*.npz"))) == 14  # until the stage has succeeded
