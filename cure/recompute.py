@@ -160,10 +160,10 @@ def _stage(published: Published, program: replay.Program, cohort: Cohort, known:
     split = config.load(profile).cohort.split
     try:
         special = _special(published, stage)
-    except Missing as error:
+    except Missing as lost:
         special = {}
         if any((published.tables / f"{output.name}.csv").is_file() for output in program.tables):
-            yield Result(stage, ", ".join(output.name for output in program.tables), 0, problem=str(error))
+            yield Result(stage, ", ".join(output.name for output in program.tables), 0, problem=str(lost))
         program.tables.clear()
     given: dict[str, Any] = {"_predicted": published.predicted, "cohort": cohort, **special}
     nobody = np.array([], int)
