@@ -291,7 +291,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(mv, tmp_path):
     code += f"raise SystemExit(main({[*arguments, '--workers', '2']!r}))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
-    parts, deadline = tmp_path / "emb.parquet.parts", time.monotonic() + 240
+    parts, deadline = tmp_path / "emb.parquet.parts", time.monotonic() + 500
     while len(list(parts.glob("0*.parquet"))) < 2:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
