@@ -28,6 +28,9 @@ COLUMNS = [
     "p_holm", "status", "reason", "needs", "profiles", "command", "minutes",
 ]  # fmt: skip
 
+#: What is known of a claim that was not run.
+_NOTHING = {"n_rows": 0, "value": np.nan, "lo": np.nan, "hi": np.nan, "p_holm": np.nan, "status": NOT_RUN}
+
 Scalar = str | int | float | bool | None
 Select = dict[str, Scalar | list[Scalar]]
 
@@ -205,7 +208,8 @@ def judged(
     file : Path, optional
         By default `claims.yaml`.
     measured : Path, optional
-        Folder of the tables of measured times and memory; by default `results/resources/<profile>/`.
+        Folder of the tables of measured times and memory, `cure.paths.resources(profile)`. Without it claims about them
+        are NOT RUN: they differ from run to run, so nothing that is hashed (the site's first page) may hold them.
 
     Returns
     -------
@@ -230,11 +234,16 @@ def judged(
         picks several rows where the claim is about one.
     """
     config.load(profile)
-    folders = {False: tables or paths.root() / "tables" / profile, True: measured or paths.resources(profile)}
+    plain = tables or paths.root() / "tables" / profile
     known: dict[Path, pd.DataFrame | None] = {}
     rows = []
     for claim in load(file):
-        path = folders[claim.measured] / f"{claim.table}.csv"
+        folder = measured if claim.measured else plain
+        if folder is None and profile in claim.profiles:
+            why = f"it is about what was measured; run: cure verify --profile {profile}"
+            rows.append({**_about(claim), **_NOTHING, "reason": why})
+            continue
+        path = (folder or plain) / f"{claim.table}.csv"
         if path not in known:
             known[path] = pd.read_csv(path, low_memory=False) if path.is_file() else None
         rows.append({**_about(claim), **_judge(claim, profile, known[path])})
@@ -264,25 +273,27 @@ def _said(value: Scalar | list[Scalar]) -> str:
 
 
 def _judge(claim: Claim, profile: str, table: pd.DataFrame | None) -> dict:
-    none = {"n_rows": 0, "value": np.nan, "lo": np.nan, "hi": np.nan, "p_holm": np.nan, "status": NOT_RUN}
     if profile not in claim.profiles:
-        return {**none, "reason": f"profile {profile} cannot show it ({claim.needs.words}); run: {claim.command}"}
+        return {**_NOTHING, "reason": f"profile {profile} cannot show it ({claim.needs.words}); run: {claim.command}"}
     command = claim.command if f"--profile {profile}" in claim.command else f"cure repro --profile {profile}"
     if table is None:
-        return {**none, "reason": f"table {claim.table} is not there; run: {command}"}
+        return {**_NOTHING, "reason": f"table {claim.table} is not there; run: {command}"}
     chosen = _chosen(claim, table, claim.select)
     if chosen.empty:
         rows = _about(claim)["rows"]
-        return {**none, "reason": f"table {claim.table} has no row with {rows}; it needs {claim.needs.words}"}
+        return {**_NOTHING, "reason": f"table {claim.table} has no row with {rows}; it needs {claim.needs.words}"}
     if claim.rows == "one" and len(chosen) > 1:
         raise CureError(
             f"claims.yaml, {claim.id}: {len(chosen)} rows of table {claim.table} match; it is about one: select more"
         )
     found = _numbers(claim, table, chosen)
     if found is None:
-        return {**none, "reason": f"table {claim.table} has no row to relate it to"}
+        return {**_NOTHING, "reason": f"table {claim.table} has no row to relate it to"}
     if claim.measured and all(np.isnan(one.value) for one in found):
-        return {**none, "reason": f"it was not measured where {claim.table} was made; it needs {claim.needs.hardware}"}
+        return {
+            **_NOTHING,
+            "reason": f"it was not measured where {claim.table} was made; it needs {claim.needs.hardware}",
+        }
     verdicts = [(_status(claim, one), one) for one in found]
     order = [HOLDS, OPEN, FAILS]
     (status, reason), one = max(

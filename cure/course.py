@@ -24,7 +24,7 @@ _SAYS = (
 )
 _NOISE = ("> ", "Updating lock file", "Generating lock file", "Use `dvc push`")
 #: What stages without a notebook do.
-WITHOUT_NOTEBOOK = {
+_OTHERS = {
     "clean": "strips outputs from the notebooks",
     "render": "publishes tables, figures, notebooks and the site",
 }
@@ -100,7 +100,7 @@ class Course:
         """How long this stage took before, and all that may follow."""
         before = self.usual.get(stage)
         parts = [] if before is None else [f"{duration(before)} when last measured"]
-        coming = [name for name in self.stages if name not in self.became and name not in WITHOUT_NOTEBOOK]
+        coming = [name for name in self.stages if name not in self.became and name not in _OTHERS]
         known = [self.usual[name] for name in coming if name in self.usual]
         if before is not None and coming and len(known) == len(coming):
             parts.append(f"at most {duration(before + sum(known))} left by those times")
@@ -144,7 +144,7 @@ class Course:
 def course(profile: str) -> Course:
     """The course of a profile's pipeline, before it begins."""
     raw = yaml.safe_load((paths.root() / "dvc.yaml").read_text())["stages"]
-    about = {name: WITHOUT_NOTEBOOK.get(name) or _title(name) for name in raw}
+    about = {name: _OTHERS.get(name) or _title(name) for name in raw}
     usual = {}
     for name in raw:
         file = paths.resources(profile) / f"{name}.json"

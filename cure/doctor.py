@@ -134,7 +134,8 @@ def verdict(profile: str, machine: Machine, environment: Mapping[str, str], root
         Published models whose weights are here.
     """
     study = config.load(profile)
-    stops, notes = [], []
+    stops: list[str] = []
+    notes: list[str] = []
     cohorts = [(study.cohort, study.download), *([(study.external, study.external.download)] if study.external else [])]
     for cohort, settings in cohorts:
         said, stop = _data(cohort.source, settings, environment, root)

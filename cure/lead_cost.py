@@ -39,6 +39,7 @@ PAPER = {"peak_mb": -69.3, "gpu_peak_mb": -34.4, "cpu_s": -17.0, "gpu_s": -24.0}
 #: Encoders that mix twelve leads in their first layer, for comparison.
 MIXING = ("resnet1d_wang", "resnet1d")
 SELECTED, ZEROS, MIXED = "selected", "zero-filled", "mixes leads"
+_POOLING: dict[str, Pooling] = {SELECTED: "adaptive", ZEROS: "fixed"}
 #: Records of a training step whose cost is counted.
 _BATCH = 16
 
@@ -74,7 +75,7 @@ def counted(config: LeadsConfig, n_tasks: int = 10) -> pd.DataFrame:
     """
     table = []
     for name in config.configurations:
-        for pooling, way in (("adaptive", SELECTED), ("fixed", ZEROS)):
+        for way, pooling in _POOLING.items():
             about = {"encoder": lead_study.ENCODER, "way": way, "leads": name, "n_leads": len(configuration(name))}
             found = count(pooling, configuration(name), n_tasks)
             table += [{**about, "metric": metric, "value": value} for metric, value in found.items()]
@@ -131,10 +132,10 @@ def measure(config: LeadsConfig, cohort: Cohort, split: Split, tasks: Labels) ->
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     table = []
     for name, way in runs:
-        leads, pooling = configuration(name), "fixed" if way == ZEROS else "adaptive"
+        leads = configuration(name)
         row = {"encoder": lead_study.ENCODER, "way": way, "leads": name, "n_leads": len(leads), "n": len(rows)}
         for device in devices:
-            work = partial(_epochs, pooling, leads, x, y, config.cost_epochs, config.batch_size, device)
+            work = partial(_epochs, _POOLING[way], leads, x, y, config.cost_epochs, config.batch_size, device)
             row |= in_fresh_process(work)
         table.append(row)
     machine = resources.machine()

@@ -118,7 +118,7 @@ def _row(cohort: Cohort, split: Split, y: np.ndarray, record_id: int | None) -> 
 def _probe(model: LeadGrid, x: np.ndarray, y: np.ndarray, part: Split, leads: list[int]) -> tuple[Probe, float]:
     """The head on these leads and the log-odds of the test record."""
     fit = fit_head("logistic", embedded(model, x, leads), y, part)
-    probe = Probe(Windowed(model, leads), fit.estimator)  # type: ignore[arg-type]
+    probe = Probe(Windowed(model, leads), fit.estimator)
     return probe, float(probe.score(lead_study.given(model, x[part.test], leads))[0])
 
 

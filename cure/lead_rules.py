@@ -5,7 +5,6 @@ so for it missing ones may also be left out. A head is either the one of twelve 
 on what is there.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import joblib
@@ -161,26 +160,20 @@ def score_table(config: LeadsConfig, cohort: Cohort, predicted: pd.DataFrame) ->
 
 
 def view(table: pd.DataFrame, task: str = "macro") -> pd.DataFrame:
-    """Score on twelve leads and what fewer cost, a row per model and rule, a column per configuration and head."""
+    """Score on twelve leads and what fewer cost, a row per model, configuration and rule, a column per head."""
     rows = table[table["task"] == task]
     if rows.empty:
         return pd.DataFrame({"models": ["this profile lists none under `published`"]})
     whole = rows[(rows["leads"] == "12") & rows["comparator"].isna()].set_index("encoder")
     gaps = rows[rows["comparator"].notna()]
-    text = [f"{r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}]{_star(r.p_holm)}" for r in gaps.itertuples()]
-    twelve = [f"{whole.loc[r.encoder, 'value']:.3f}" for r in gaps.itertuples()]
-    named = gaps.assign(text=text, twelve=twelve, model=list(_names(gaps)))
-    wide = named.pivot(index=["model", "twelve", "rule"], columns=["leads", "fitted"], values="text")
-    order = list(dict.fromkeys(zip(named["leads"], named["fitted"], strict=True)))
-    wide = wide[order].fillna("")
-    wide.columns = [f"{leads} lead{'s' * (leads != '1')}, head of {fitted}" for leads, fitted in wide.columns]
-    return wide.rename_axis(index=["model", "12 leads", "rule"])
-
-
-def _names(rows: pd.DataFrame) -> Iterator[str]:
-    for row in rows.itertuples():
-        yield f"{row.encoder} ({row.weights})"
-
-
-def _star(p: float) -> str:
-    return " *" if p < 0.05 else ""
+    text = [f"{r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}]{' *' if r.p_holm < 0.05 else ''}" for r in gaps.itertuples()]
+    named = gaps.assign(
+        text=text,
+        model=[f"{row.encoder} ({row.weights})" for row in gaps.itertuples()],
+        twelve=[f"{whole.loc[row.encoder, 'value']:.3f}" for row in gaps.itertuples()],
+        fitted="head of " + gaps["fitted"].astype(str),
+    )
+    index = ["model", "twelve", "leads", "rule"]
+    wide = named.pivot(index=index, columns="fitted", values="text")
+    wide = wide.reindex(pd.MultiIndex.from_frame(named[index].drop_duplicates()))[list(named["fitted"].unique())]
+    return wide.rename_axis(index=["model", "12 leads", "leads", "rule"], columns=None)

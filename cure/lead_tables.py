@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from cure.cohorts.base import Cohort
@@ -134,7 +135,7 @@ def shown(table: pd.DataFrame, task: str = "macro", metric: str = "auroc") -> pd
     rows = macro_rows(table, task, metric)
     meant = {*SHOWN, (ALONE, "adaptive"), ("random", "adaptive"), ("none", "none")}
     pairs = zip(rows["weights"].astype(str), rows["pooling"].astype(str), strict=True)
-    return rows[[pair in meant for pair in pairs] & (rows["strategy"] == "frozen")]
+    return rows[np.array([pair in meant for pair in pairs]) & (rows["strategy"] == "frozen")]
 
 
 def score_view(table: pd.DataFrame, task: str = "macro", metric: str = "auroc") -> pd.DataFrame:
@@ -169,7 +170,7 @@ def _wide(rows: pd.DataFrame) -> pd.DataFrame:
     wide = rows.pivot(index="label", columns="leads", values="text")
     wide = wide.reindex(index=rows["label"].unique(), columns=rows["leads"].astype(str).unique()).fillna("")
     counts = rows.astype({"leads": str}).drop_duplicates("leads").set_index("leads")["n_independent"]
-    wide.columns = [f"{name} leads ({counts[name]} independent)" for name in wide.columns]
+    wide.columns = [f"{name} ({counts[name]} independent)" for name in wide.columns]
     return wide.rename_axis(index=None, columns=None)
 
 

@@ -14,14 +14,17 @@ import pandas as pd
 import torch
 
 from cure import paths
+from cure.adapt import input_file
 from cure.augment import crop, disturbed
+from cure.beats import median_beats
 from cure.cohorts.base import Cohort
 from cure.leads import Augmentation, Augmented, Kind, configuration
 from cure.models import Encoder, leadgrid
 from cure.models.base import seeded
+from cure.models.leadgrid import LeadGrid
 from cure.objectives import OBJECTIVES, Batch, Contrastive, Objective
 from cure.paths import atomic
-from cure.pretrain import Corpus, beat_targets, corpora, no_targets, write_weights
+from cure.pretrain import Corpus, beat_targets, no_targets, write_weights
 from cure.progress import progress
 from cure.settings.leads import LeadsConfig
 from cure.settings.pretrain import PretrainConfig
@@ -97,7 +100,7 @@ def pretrain_all(config: LeadsConfig, cohort: Cohort, split: Split) -> pd.DataFr
         Loss curves: `weights, leads, n, epoch, metric, value`.
     """
     recipe, todo = config.pretraining, jobs(config)
-    (corpus,) = corpora(recipe, cohort, [split], [recipe.objective])
+    corpus = _corpus(config, cohort, split)
     files = [file(config, cohort, split, job.name) for job in todo]
     work = (joblib.delayed(_run)(recipe, corpus, job, target) for job, target in zip(todo, files, strict=True))
     done = joblib.Parallel(n_jobs=joblib.cpu_count(), return_as="generator", max_nbytes="1M")(work)
@@ -105,6 +108,17 @@ def pretrain_all(config: LeadsConfig, cohort: Cohort, split: Split) -> pd.DataFr
         continue
     frames = [pd.read_parquet(target.with_suffix(".parquet")) for target in files]
     return pd.concat(frames, ignore_index=True).assign(cohort=cohort.name)
+
+
+def _corpus(config: LeadsConfig, cohort: Cohort, split: Split) -> Corpus:
+    """The training records; beats are measured if the objective asks for them."""
+    x = input_file(LeadGrid.input_spec, cohort, paths.scratch(config.profile, config.stage))
+    measured = OBJECTIVES[config.objective].beats
+    beats = median_beats(cohort.resampled(np.arange(len(cohort)), 100), 100) if measured else None
+    patient = pd.factorize(cohort.records["patient_id"])[0]
+    return Corpus(
+        np.load(x, mmap_mode="r"), beats, patient, split.train, f"{cohort.name}, training part of {split.name}"
+    )
 
 
 def file(config: LeadsConfig, cohort: Cohort, split: Split, name: str) -> Path:

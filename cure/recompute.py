@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import union_categoricals
 
 from cure import config, paths, replay
 from cure.cohorts.base import RECORD_COLUMNS, Cohort
@@ -107,10 +108,7 @@ class Published:
                     frames.append(pd.read_parquet(file))
                 except Exception as error:
                     raise ValueError(f"{file.name} cannot be read: {str(error).splitlines()[0]}") from error
-            # pandas turns categories that differ between files into text, ten times slower to sort by.
-            whole = pd.concat(frames, ignore_index=True)
-            coded = [column for column in whole if any(frame[column].dtype.name == "category" for frame in frames)]
-            self._last = name, whole.astype(dict.fromkeys(coded, "category"))
+            self._last = name, _together(frames)
         return self._last[1]
 
     def kinds(self) -> list[str]:
@@ -225,12 +223,15 @@ def difference(published: pd.DataFrame, made: pd.DataFrame, ignored: set[str] | 
     if "metric" in keep and ignored:
         old, new = (t[~t["metric"].isin(_DRAWN_METRICS)] for t in (old, new))
     naming = [name for name in keep if _names(name, old[name], new[name])]
-    old, new = (_ordered(table, naming) for table in (old, new))
-    if not old.index.equals(new.index):
-        missing, extra = new.index.difference(old.index), old.index.difference(new.index)
-        if len(missing) + len(extra):
-            one = (list(extra) or list(missing))[0]
-            return f"{len(extra)} rows that the predictions do not give, {len(missing)} missing; first: {one}"
+    about = _codes(old, new, naming)
+    order = [np.argsort(each, kind="stable") for each in about]
+    (old, first), (new, second) = ((t.iloc[o], a[o]) for t, o, a in zip((old, new), order, about, strict=True))
+    if not np.array_equal(first, second):
+        extra, missing = np.setdiff1d(first, second), np.setdiff1d(second, first)
+        if len(extra) + len(missing):
+            table, key, one = (old, first, extra[0]) if len(extra) else (new, second, missing[0])
+            said = _said(table.iloc[int(np.argmax(key == one))], naming)
+            return f"{len(extra)} rows that the predictions do not give, {len(missing)} missing; first: {said}"
         return f"{len(old)} rows, the predictions give {len(new)}"
     for name in (name for name in keep if name not in naming):
         a, b = (pd.to_numeric(t[name], errors="coerce").to_numpy(float) for t in (old, new))
@@ -238,7 +239,7 @@ def difference(published: pd.DataFrame, made: pd.DataFrame, ignored: set[str] | 
         if wrong.any():
             i = int(np.argmax(wrong))
             said = f"{name} is {a[i]:.6g}, the predictions give {b[i]:.6g}"
-            return f"{int(wrong.sum())} of {len(a)} rows differ; first: {said} ({old.index[i]})"
+            return f"{int(wrong.sum())} of {len(a)} rows differ; first: {said} ({_said(old.iloc[i], naming)})"
     return ""
 
 
@@ -249,11 +250,30 @@ def _names(name: str, *columns: pd.Series) -> bool:
     return name != "n" and not name.startswith("n_") and not all(c.dtype.kind == "f" for c in columns)
 
 
-def _ordered(table: pd.DataFrame, naming: list[str]) -> pd.DataFrame:
-    """Sorted by what its rows are about, which becomes the index in words."""
-    parts = [table[name].astype(str).str.removesuffix(".0") for name in naming]
-    words = pd.concat(parts, axis=1).agg(", ".join, axis=1) if len(table) else pd.Series([], dtype=str)
-    return table.set_index(pd.Index(words)).sort_index(kind="stable")
+def _codes(old: pd.DataFrame, new: pd.DataFrame, naming: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """What the rows of two tables are about, as numbers: equal where all naming columns read the same."""
+    key = np.zeros(len(old) + len(new), np.int64)
+    for name in naming:
+        codes, values = pd.factorize(pd.concat([old[name], new[name]], ignore_index=True), use_na_sentinel=False)
+        same, _ = pd.factorize(np.array([str(value).removesuffix(".0") for value in values], object))
+        key, _ = pd.factorize(key * (len(values) + 1) + same[codes])
+    return key[: len(old)], key[len(old) :]
+
+
+def _said(row: pd.Series, naming: list[str]) -> str:
+    return ", ".join(str(row[name]) for name in naming)
+
+
+def _together(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Frames one below the other; categories that differ between files stay categories, which sort ten times faster."""
+    columns = {}
+    for name in frames[0]:
+        parts = [frame[name] for frame in frames]
+        coded = all(part.dtype.name == "category" for part in parts)
+        columns[name] = (
+            pd.Series(union_categoricals(parts, sort_categories=True)) if coded else pd.concat(parts, ignore_index=True)
+        )
+    return pd.DataFrame(columns)
 
 
 # --- what stands in for what is not published -------------------------------------------------------------

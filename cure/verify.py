@@ -83,7 +83,7 @@ def main(profile: str, depth: str = "tables", out: Path | None = None) -> None:
         print(report([check]), flush=True)
         checks.append(check)
     failed = [check.name for check in checks if check.status == FAIL]
-    table = None if "claims.yaml" in failed else claims.judged(profile)
+    table = None if "claims.yaml" in failed else claims.judged(profile, measured=paths.resources(profile))
     if table is not None:
         print(f"\nClaims, from the tables of {profile}: {judged_report(table)}")
     if out is not None:
@@ -120,7 +120,7 @@ def _timed(name: str, look: Callable[[], tuple[str, str]]) -> Iterator[Check]:
 
 def _claims(profile: str) -> tuple[str, str]:
     try:
-        table = claims.judged(profile)
+        table = claims.judged(profile, measured=paths.resources(profile))
     except CureError as error:
         return FAIL, str(error)
     return PASS, f"{len(table)} claims are well formed, and find their rows or say why not"

@@ -159,6 +159,15 @@ TINY = {
         "adaptation": {"preview_epochs": 1},
         "n_draws": 200,
     },
+    "leads": {
+        "configurations": ["12", "1"],
+        "epochs": 1,
+        "tuned_epochs": 1,
+        "published_configurations": ["1"],
+        "cost_records": 64,
+        "cost_epochs": 1,
+        "n_draws": 200,
+    },
     "structure": {"k": 3, "n_draws": 200},
     "probes": {"n_balanced": 20, "n_neighbors": [5], "min_dist": [0.1], "n_shuffles": 1, "n_draws": 200},
     "explain": {

@@ -19,8 +19,23 @@ def config() -> HeadsConfig:
     return check(HeadsConfig, **{**parameters("heads", "tiny"), "pretrained": ["ssl-simulated"]})
 
 
+#: A copy of what `with_heads` made first: all tests of a session ask for the same, and it takes a while.
+_MADE: dict[str, Path] = {}
+
+
 def with_heads(project: Path, small: Cohort, monkeypatch) -> Path:
-    """Cohort, weights, embeddings and kept heads in a project's folders; returns that of the heads."""
+    """Cohort, weights, embeddings and kept heads in a project's folders; returns that of the cohort."""
+    one = config()
+    key = str(small.folder)
+    if key not in _MADE:
+        _make(project, small, monkeypatch)
+        _MADE[key] = Path(shutil.copytree(project / "data", small.folder.parent / "kept"))
+    else:
+        shutil.copytree(_MADE[key], project / "data", dirs_exist_ok=True)
+    return one.cohort_folder
+
+
+def _make(project: Path, small: Cohort, monkeypatch) -> None:
     one = config()
     shutil.copytree(small.folder, one.cohort_folder)
     cohort = Cohort.open(one.cohort_folder)
@@ -34,4 +49,3 @@ def with_heads(project: Path, small: Cohort, monkeypatch) -> Path:
     monkeypatch.setenv(paths.STAGE, "heads")
     keeping.keep(one, cohort, make_splits(cohort.records, "rotate"))
     monkeypatch.delenv(paths.STAGE)
-    return one.cohort_folder

@@ -30,11 +30,11 @@ BASE = {
 def judge(tmp_path):
     """Judge one claim, `BASE` with changes, on a table of the given rows."""
 
-    def judged(content, /, profile="demo", **changes):
+    def judged(content, /, profile="demo", shown=True, **changes):
         pd.DataFrame(content).to_csv(tmp_path / "scores.csv", index=False)
         file = tmp_path / "claims.yaml"
         file.write_text(yaml.safe_dump({"claims": [{**BASE, **changes}]}))
-        return claims.judged(profile, tables=tmp_path, file=file, measured=tmp_path).iloc[0]
+        return claims.judged(profile, tables=tmp_path, file=file, measured=tmp_path if shown else None).iloc[0]
 
     return judged
 
@@ -139,6 +139,13 @@ def test_what_is_not_there_is_not_run_and_says_the_command(judge):
     assert missing["status"] == "NOT RUN" and "table absent is not there; run: cure repro" in missing["reason"]
     unmeasured = judge([{"method": "A", "gpu_s": np.nan}], column="gpu_s", decided_by="value", measured=True)
     assert unmeasured["status"] == "NOT RUN" and "not measured" in unmeasured["reason"]
+
+
+def test_measured_numbers_are_judged_only_where_nothing_is_hashed(judge):
+    fast = {"column": "seconds", "decided_by": "value", "measured": True, "expected": {"below": 2}}
+    assert judge([{"method": "A", "seconds": 1.0}], **fast)["status"] == "HOLDS"
+    hidden = judge([{"method": "A", "seconds": 1.0}], shown=False, **fast)
+    assert hidden["status"] == "NOT RUN" and np.isnan(hidden["value"]) and "cure verify" in hidden["reason"]
 
 
 def test_a_selection_that_cannot_be_meant_is_an_error(judge):

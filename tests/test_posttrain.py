@@ -21,7 +21,7 @@ from cure.splits import make_splits
 
 SETTINGS = {
     "subjects": [{"encoder": "small", "weights": "ssl-folds", "rates": [1e-3, 1e-2], "light_rates": [0.02]}],
-    "strategies": ["linear", "full", "preview", "preview+depth"],
+    "strategies": ["linear", "full", "preview+depth"],
     "groups": ["super", "rhythm"],
     "fractions": [0.5, 1.0],
     "seeds": [0, 1],
@@ -93,9 +93,9 @@ def test_all_strategies_share_samples_steps_and_the_rate_that_fine_tuning_chose(
     config, cohort, splits = study
     one = posttrain.Study.of(config, cohort, splits, config.subjects[0], "super")
     todo = {(t.job.strategy.name, t.fraction, t.job.seed): t.job for t in one.trainings({splits[0].name: 1e-2})}
-    networks = ["full", "preview", "preview+depth"]
+    networks = ["full", "preview+depth"]
     grid = {(name, fraction, seed) for name in networks for fraction in (0.5, 1.0) for seed in (0, 1)}
-    once = {(name, 1.0, 0) for name in ("depth", "depth-0.4", "preview+depth-0.4", "bitfit", "lora")}
+    once = {(name, 1.0, 0) for name in ("preview", "depth", "depth-0.4", "preview+depth-0.4", "bitfit", "lora")}
     assert set(todo) == grid | once
     for (name, fraction, seed), job in todo.items():
         same = todo["full", fraction, seed]
@@ -124,8 +124,8 @@ def test_all_strategies_share_samples_steps_and_the_rate_that_fine_tuning_chose(
 
 def test_the_search_is_part_of_the_grid_and_nothing_is_trained_twice(trained):
     done, calls = trained
-    # Per group two rates and twelve trainings, one of them found by the search; five more on the first group.
-    assert len(calls) == 2 * (2 + 12 - 1) + 5
+    # Per group two rates and eight trainings, one of them found by the search; six more on the first group.
+    assert len(calls) == 2 * (2 + 8 - 1) + 6
     for _, rows in done.rates.groupby("group"):
         assert rows["chosen"].sum() == 1
         assert rows.loc[rows["chosen"], "value"].item() == rows["value"].min()
@@ -163,7 +163,7 @@ def test_every_strategy_scores_every_test_record_that_takes_part_once(trained, c
 
 def test_an_interrupted_study_goes_on_and_ends_the_same(study, trained, monkeypatch):
     config, cohort, splits = study
-    few = {"groups": ["super"], "seeds": [0], "light": [], "drop_paths": [], "strategies": ["full", "preview"]}
+    few = {"groups": ["super"], "seeds": [0], "light": [], "drop_paths": [], "strategies": ["full", "preview+depth"]}
     config = config.model_copy(update=few)
     calls, logits = [], adapt.logits
 
@@ -230,12 +230,12 @@ def test_scores_and_gains_are_means_over_labels_and_seeds(study, trained):
     config, cohort, _ = study
     predicted = trained[0].predicted
     scores = posttrain_tables.score_table(config, cohort, predicted)
-    assert len(scores) == 4 * 2 * 2 * 3  # strategies, fractions, groups, metrics
+    assert len(scores) == 3 * 2 * 2 * 3  # strategies, fractions, groups, metrics
     for row in scores.itertuples():
         assert row.value == pytest.approx(by_hand(predicted, row.strategy, row.fraction, row.task, row.metric))
         assert row.lo <= row.hi
     table = posttrain_tables.gain_table(config, cohort, predicted)
-    assert len(table) == 3 * 2 * 2 * 3
+    assert len(table) == 2 * 2 * 2 * 3
     for row in table.itertuples():
         plain = by_hand(predicted, "full", row.fraction, row.task, row.metric)
         mine = by_hand(predicted, row.strategy, row.fraction, row.task, row.metric)
@@ -245,9 +245,9 @@ def test_scores_and_gains_are_means_over_labels_and_seeds(study, trained):
         assert row.p <= row.p_holm <= 1
     labels = predicted["task"].astype(str).str.startswith("super/")
     assert (table.loc[table["task"] == "super", "n_tasks"] == predicted["task"][labels].nunique()).all()
-    assert posttrain_tables.score_view(scores, "auroc").shape == (4, 4)
+    assert posttrain_tables.score_view(scores, "auroc").shape == (3, 4)
     view = posttrain_tables.gain_view(table)
-    assert view.shape == (9, 4) and (view != "").all(axis=None)
+    assert view.shape == (6, 4) and (view != "").all(axis=None)
     assert isinstance(gains(posttrain_tables.labelled(table), {"auroc": "AUROC", "auprc": "AUPRC"}), Figure)
 
 
@@ -280,19 +280,19 @@ def test_light_strategies_and_new_heads_are_compared_with_their_own_network(stud
     plain = by_hand(predicted, "full", 1.0, "super", "auroc", [0])
     assert row["value"] == pytest.approx(by_hand(predicted, "lora", 1.0, "super", "auroc", [0]) - plain)
     lag = posttrain_tables.refit_table(config, cohort, predicted)
-    assert set(lag["strategy"]) == {f"{name}, new head" for name in ("full", "preview", "preview+depth")}
+    assert set(lag["strategy"]) == {f"{name}, new head" for name in ("full", "preview+depth")}
     for row in lag.itertuples():
         own = row.strategy.removesuffix(", new head")
         assert row.comparator == own
         mine, theirs = (by_hand(predicted, name, 1.0, row.task, row.metric) for name in (row.strategy, own))
         assert row.value == pytest.approx(mine - theirs)
     assert len(posttrain_tables.difference_view(light)) == 2
-    assert len(posttrain_tables.difference_view(lag)) == 3 * 2
+    assert len(posttrain_tables.difference_view(lag)) == 2 * 2
 
 
 def test_what_was_not_run_has_empty_tables(study, trained):
     config, cohort, _ = study
-    names = ["linear", "full", "preview", "preview+depth"]
+    names = ["linear", "full", "preview+depth"]
     predicted = trained[0].predicted
     predicted = predicted[predicted["strategy"].isin(names)]
     config = config.model_copy(update={"drop_paths": [], "light": [], "refit": False})

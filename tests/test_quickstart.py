@@ -20,16 +20,12 @@ from cure.plots.quickstart import probabilities, strips
 from cure.settings.quickstart import QuickstartConfig
 from cure.signals import LEADS
 
-PROFILE = {
-    **TINY,
-    "heads": {**TINY["heads"], "heads": ["logistic"]},
-    "quickstart": {**TINY["quickstart"], "weights": "ssl-simulated", "task": "NORM", "k": 4},
-}
+PROFILE = {**TINY, "quickstart": {**TINY["quickstart"], "weights": "ssl-simulated", "task": "NORM", "k": 4}}
 
 
 @pytest.fixture(scope="module")
 def made(cohort, tmp_path_factory):
-    """A project with kept logistic heads."""
+    """A project with kept heads."""
     monkeypatch = pytest.MonkeyPatch()
     folder = make_project(tmp_path_factory.mktemp("quickstart") / "project", PROFILE)
     monkeypatch.chdir(folder)
@@ -154,6 +150,16 @@ def test_predictions_are_those_of_the_kept_heads(study):
     assert f"{table.loc['NORM', 'value']:.2f} [{table.loc['NORM', 'lo']:.2f}, " in view.loc["normal ECG (NORM)"].iloc[0]
     ratio = (table["value"] / table["prevalence"]).idxmax()
     assert view.index[0].endswith(f"({ratio})")
+
+
+def test_another_head_predicts_and_the_logistic_one_is_explained(study, made):
+    boosted = quickstart.open_study(settings(head="xgboost"))
+    ecg = quickstart.record(boosted)
+    z = study.z[ecg.row]
+    table = quickstart.predictions(boosted, z, ecg).set_index("task")
+    head = kept.load(kept.folder_of("tiny"), WEIGHTS, "xgboost", "NORM")
+    assert table.loc["NORM", "value"] == pytest.approx(head.probability(z[None])[0])
+    assert quickstart.explain(boosted, ecg).log_odds == pytest.approx(quickstart.explain(study, ecg).log_odds)
 
 
 def test_a_record_unlike_the_others_is_called_that(study):
@@ -281,7 +287,12 @@ def test_without_heads_the_command_and_the_profiles_that_have_some_are_named(stu
 
 
 def test_what_does_not_belong_together_is_refused(study, made, monkeypatch, tmp_path):
-    refused("has kept no xgboost heads of leadcnn with weights ssl-simulated; it has", _open, head="xgboost")
+    refused(
+        "has kept no xgboost heads of resnet1d with weights ssl-simulated; it has",
+        _open,
+        head="xgboost",
+        encoder="resnet1d",
+    )
     refused("has kept no logistic heads of leadcnn with weights ssl-folds", _open, weights="ssl-folds")
     refused("no head was kept for task 'IMI': choose from NORM", _open, task="IMI")
     folder = tmp_path / "project"

@@ -1,4 +1,4 @@
-"""The README says what the tables say, and its commands exist."""
+"""The README and docs/results.md say what the tables say, and its commands exist."""
 
 import re
 
@@ -9,11 +9,12 @@ from conftest import ROOT
 from cure import config
 
 README = (ROOT / "README.md").read_text()
+RESULTS = README + (ROOT / "docs/results.md").read_text()
 
 
 def rows_between(start, end):
     """First cells in backticks, and numbers, of a table in the README."""
-    block = README.split(f"{start} -->")[1].split(f"<!-- {end}")[0]
+    block = RESULTS.split(f"{start} -->")[1].split(f"<!-- {end}")[0]
     return [
         (re.findall(r"`([\w-]+)`", line), re.findall(r"\d\.\d{3} \[[^]]+\]", line)) for line in block.splitlines()[3:]
     ]
@@ -54,7 +55,7 @@ def test_results_are_those_of_the_committed_tables():
 def test_objectives_are_those_of_the_committed_table():
     table = pd.read_csv(ROOT / "tables/ptbxl-subset/pretraining_families.csv")
     table = table[(table["task"] == "macro-super") & (table["part"] == "test")]
-    block = README.split("pretraining_families.csv -->")[1].split("<!-- end of families")[0]
+    block = RESULTS.split("pretraining_families.csv -->")[1].split("<!-- end of families")[0]
     rows = [line for line in block.splitlines() if "`" in line]
     assert len(rows) == table["objective"].nunique() - 1
     for row in rows:
@@ -74,13 +75,14 @@ def test_differences_are_those_of_the_committed_tables():
     assert (len(gained), len(tuned), len(few)) == (5, 8, 5)
     rows = [row for table in (gained, tuned, few) for row in table.to_dict("records")]
     for row in rows:
-        assert f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]" in README
+        assert f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]" in RESULTS
 
 
-def test_linked_files_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem)
+def test_linked_files_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("https://"):
-            assert (ROOT / target).exists(), target
+            assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("profile", config.profiles())

@@ -162,6 +162,37 @@ def test_bars_of_stages_reach_the_terminal(tmp_path, status):
     assert re.search("failed: heads" if status else "ran \\(1\\): heads", done.stdout)
 
 
+TOY = """
+stages:
+  clean: {cmd: touch clean, outs: [clean]}
+  heads: {cmd: cp clean heads, deps: [clean], outs: [heads]}
+"""
+
+
+def test_a_real_dvc_is_followed_from_the_first_run_to_the_one_with_nothing_to_do(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("dvc", reason="DVC is not installed")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(TOY)
+    (tmp_path / "profiles").mkdir()
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q", "--no-scm"], check=True)
+
+    def became():
+        followed = Course("toy", {"clean": "makes", "heads": "fits"})
+        assert repro.follow([*dvc, "repro"], followed, dict(os.environ)) == 0
+        return followed.became
+
+    assert became() == {"clean": RUNS, "heads": RUNS}
+    said = capfd.readouterr().out
+    assert "[ 1/2] clean: makes\n[ 2/2] heads: fits\n" in said
+    assert "> touch" not in said
+    assert became() == {"clean": UNCHANGED, "heads": UNCHANGED}
+    (tmp_path / "heads").unlink()
+    (tmp_path / "dvc.lock").unlink()
+    assert became() == {"clean": RUNS, "heads": RESTORED}, "the run cache keeps no stage without dependencies"
+    assert (tmp_path / "heads").is_file()
+
+
 def test_following_a_command_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         repro.follow([str(tmp_path / "nope")], Course("tiny", {}), dict(os.environ))

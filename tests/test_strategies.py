@@ -351,7 +351,8 @@ def test_the_rank_bounds_the_update():
 
 # --- every architecture ------------------------------------------------------------------------------------
 
-WORDS = ["full", "last-1", "full+decay", "preview", "preview+depth", "depth", "bitfit", "layernorm", "lora"]
+#: `full`, `preview` and `depth` are parts of the second and third.
+WORDS = ["last-1", "full+decay", "preview+depth", "bitfit", "layernorm", "lora"]
 #: What an architecture has not: a bias, a normalisation that takes part.
 LACKS = {
     ("weimann-jepa", "bitfit"),
@@ -375,7 +376,7 @@ def test_every_architecture_takes_every_strategy(name, tmp_path):
         job = Job(one, split, 0, encoder, "no", Recipe(1, 4, 1e-3))
         if one.window_s is not None:
             assert job.classifier(3).window == x.shape[-1]
-        job = replace(job, strategy=replace(one, window_s=None)) if word in ("full", "preview") else job
+        job = replace(job, strategy=replace(one, window_s=None)) if word == "full+decay" else job
         result = job.run(x, y, tmp_path / word)
         assert np.isfinite(result["score"]).all() and result["score"].shape == (3, 3), word
 

@@ -204,7 +204,7 @@ TABLE = pd.DataFrame({"task": ["A", "B"], "fraction": [0.1, 0.1], "n": [5, 6], "
 def test_tables_are_compared_row_by_row_whatever_their_order():
     assert recompute.difference(TABLE, TABLE[::-1]) == ""
     assert recompute.difference(TABLE, TABLE.assign(value=TABLE["value"] * (1 + 1e-7))) == ""
-    assert "1 of 2 rows differ; first: value is 0.25, the predictions give 0.26 (B, 0.1" in recompute.difference(
+    assert "1 of 2 rows differ; first: value is 0.25, the predictions give 0.26 (B, 0.1)" in recompute.difference(
         TABLE, TABLE.assign(value=[0.5, 0.26])
     )
     assert "n is 5, the predictions give 7" in recompute.difference(TABLE, TABLE.assign(n=[7, 6]))

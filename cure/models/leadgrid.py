@@ -97,14 +97,14 @@ class LeadGrid(Encoder):
 
     def stages(self) -> list[nn.Module]:
         """The filters of the leads (with the matrix of each lead), the convolution of the grid, the two blocks."""
-        return [self.stem, *self.trunk[:3]]
+        return [self.stem, self.trunk[0], self.trunk[1], self.trunk[2]]
 
     def map_length(self, n_samples: int) -> int:
         """Columns of the map before pooling, for an input of `n_samples`."""
         for layer in self.stem:
             if isinstance(layer, nn.Conv1d):
-                (kernel,), (stride,), (padding,) = layer.kernel_size, layer.stride, layer.padding
-                n_samples = (n_samples + 2 * int(padding) - kernel) // stride + 1
+                beside = 2 * int(layer.padding[0]) - layer.kernel_size[0]
+                n_samples = (n_samples + beside) // layer.stride[0] + 1
         return n_samples
 
     def forward(self, x: Tensor, leads: Sequence[int] | Tensor | None = None, present: Tensor | None = None) -> Tensor:

@@ -5,7 +5,9 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from cure.lead_training import ALONE
 from cure.leads import title
 from cure.plots import COLOURS, MARKERS
 
@@ -84,6 +86,37 @@ def cost(table: pd.DataFrame) -> Figure:
         axes.set_ylim(bottom=0)
         axes.grid(color="#E5E5E5", linewidth=0.6)
     figure.legend(*every[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def losses(curves: pd.DataFrame) -> Figure:
+    """Training loss by epoch, a line per pre-training; those of one configuration alone are thin.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        From `cure.lead_training.pretrain_all`.
+    """
+    rows = curves[curves["metric"] == "loss"]
+    figure = Figure(figsize=(7.0, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for i, ((weights, leads), one) in enumerate(rows.groupby(["weights", "leads"], sort=False)):
+        alone = weights == ALONE
+        text = f"{weights}: {leads}" if alone else str(weights)
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        axes.plot(
+            one["epoch"],
+            one["value"],
+            color=colour,
+            marker=marker,
+            markersize=3 if alone else 4.5,
+            linewidth=0.8 if alone else 1.6,
+            label=text,
+        )
+    axes.set(xlabel="epoch", ylabel="training loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color="#E5E5E5", linewidth=0.6)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 

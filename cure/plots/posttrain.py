@@ -26,7 +26,8 @@ def gains(table: pd.DataFrame, metrics: dict[str, str]) -> Figure:
         rows = table[table["metric"] == metric].set_index(["label", "task", "fraction"])
         for i, fraction in enumerate(fractions):
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-            shift, name = (i - (len(fractions) - 1) / 2) * 0.22, f"{fraction:.0%} of the labels"
+            shift = (i - (len(fractions) - 1) / 2) * 0.22
+            name: str | None = f"{fraction:.0%} of the labels"
             for y, (label, task, _) in enumerate(kinds):
                 if (label, task, fraction) not in rows.index:
                     continue

@@ -55,7 +55,18 @@ def answers(profile: str, folder: Path) -> list[Answer]:
     """All questions that the tables in `folder` answer, in the order of the study."""
     tables = Tables(profile, folder)
     found = []
-    for ask in (_light_head, _few_labels, _pretraining, _ruler, _scoring, _elsewhere, _groups, _chance):
+    for ask in (
+        _light_head,
+        _few_labels,
+        _post_training,
+        _pretraining,
+        _ruler,
+        _leads,
+        _scoring,
+        _elsewhere,
+        _groups,
+        _chance,
+    ):
         try:
             found.append(ask(tables))
         except CureError:
@@ -113,6 +124,26 @@ def _few_labels(tables: Tables) -> Answer:
     )
 
 
+def _post_training(tables: Tables) -> Answer:
+    table = tables.read("post_training_gains")
+    rows = table[
+        (table["strategy"] == "preview+depth") & (table["comparator"] == "full") & (table["metric"] == "auroc")
+    ]
+    rows = rows[rows["fraction"] == rows["fraction"].max()].dropna(subset=["value", "lo", "hi"])
+    if rows.empty:
+        raise CureError("post-training was not compared with plain fine-tuning")
+    worst, best = rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()]
+    better = rows[(rows["p_holm"] < LEVEL) & (rows["value"] > 0)]
+    return Answer(
+        "Is there a better way to adapt an encoder than fine-tuning it?",
+        f"With its head fitted first, then with stochastic depth (`preview+depth`), `{worst['encoder']}` gains over "
+        f"plain fine-tuning, {worst['fraction']:.0%} of the labels, between {_number(worst)} (label group "
+        f"{worst['task']}) and {_number(best)} (label group {best['task']}) in macro AUROC; better in {len(better)} of "
+        f"{len(rows)} label groups after Holm's correction.",
+        "post_training_gains",
+    )
+
+
 def _pretraining(tables: Tables) -> Answer:
     rows = tables.macro("pretraining", head="logistic")
     first = rows.iloc[0]
@@ -144,6 +175,25 @@ def _ruler(tables: Tables) -> Answer:
         f"Under a logistic head, {_name(row)} {verdict} hand-crafted ECG features (`{FEATURES}`) in macro AUROC: "
         f"{_number(row)}, {_after_holm(row)}; of {len(single)} tasks it is better on {better}, worse on {worse}.",
         "heads_vs_features",
+    )
+
+
+def _leads(tables: Tables) -> Answer:
+    rows = tables.macro(
+        "leads_differences", weights="selection", pooling="adaptive", strategy="frozen", against="alone"
+    )
+    rows = rows[rows["n_leads"] < 12]
+    if rows.empty:
+        raise CureError("no configuration with fewer than twelve leads")
+    worst, best = rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()]
+    clear = rows[rows["p_holm"] < LEVEL]
+    told = f"{len(clear)} of {len(rows)} can be told apart after Holm's correction"
+    return Answer(
+        "Does one encoder serve any leads?",
+        f"Pre-trained once with selected leads, `{worst['encoder']}` stands against an encoder pre-trained for the "
+        f"same leads alone between {_number(worst)} (leads: {worst['leads']}) and {_number(best)} (leads: "
+        f"{best['leads']}) in macro AUROC; {told}.",
+        "leads_differences",
     )
 
 

@@ -11,7 +11,7 @@ import yaml
 from cure import catalogue, config
 
 _FIELDS = {
-    "people": "records and people",
+    "people": "source",
     "collected": "collected",
     "labels": "labels",
     "licence": "licence",
@@ -63,7 +63,7 @@ def _counts(tables: Path, cohort: str) -> list[tuple[str, str]]:
     if "records" not in value:
         return []
     positives = table[table["variable"] == "prevalence"]
-    said = [("here", f"{value['records']:,.0f} records of {value['patients']:,.0f} patients")]
+    said = [("records", f"{value['records']:,.0f} records of {value['patients']:,.0f} patients")]
     said += [("age", f"median {value['age_median']:.0f} years; {100 * value['female']:.0f} % female")]
     said += [("positives", ", ".join(f"{row.task} {row.n_pos:,.0f}" for row in positives.itertuples()))]
     excluded = {str(name): count for name, count in value.items() if str(name).startswith("excluded")}

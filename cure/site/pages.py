@@ -48,6 +48,11 @@ class Figure:
     picture: Picture
     cell: str
 
+    @property
+    def title(self) -> str:
+        """First sentence of the caption: what the picture shows, for those who do not see it."""
+        return re.split(r"(?<=[a-z)])[.;:] ", self.caption)[0]
+
 
 @dataclass(frozen=True)
 class Table:
@@ -166,7 +171,7 @@ class Site:
 
     def _write_pipeline(self) -> None:
         pages = {stage: f"{notebook.name}.html" for stage, notebook in self.notebooks.items()}
-        about = course.WITHOUT_NOTEBOOK | {stage: notebook.title for stage, notebook in self.notebooks.items()}
+        about = course.course(self.profile).stages
         graph = pipeline.draw(self.graph, self.cost, pages)
         (self.out / "pipeline.svg").write_text(graph)
         machine = f"{self.cost['cpu'].iloc[0]}, {self.cost['cores'].iloc[0]} cores" if len(self.cost) else ""
@@ -179,6 +184,8 @@ class Site:
             strategies=results.strategies(self.profile, paths.root() / "tables" / self.profile),
             measured=results.measured(self.profile),
             machine=machine,
+            claims=self._claims(measured=True),
+            styles=_STATUS_STYLES,
         )
 
     def _cards(self) -> dict[str, Any]:
@@ -222,7 +229,7 @@ class Site:
     def _index(self) -> dict[str, Any]:
         main = next((figure for figure in self.figures if figure.name == MAIN_FIGURE), None)
         found = answers.answers(self.profile, paths.root() / "tables" / self.profile)
-        judged = self._claims()
+        judged = self._claims(measured=False)
         return {
             "studied": results.studied(self.writer),
             "scores": results.scores(self.writer),
@@ -232,6 +239,7 @@ class Site:
             "figures": [figure for figure in self.figures if figure is not main],
             "tables": self.tables,
             "claims": judged,
+            "n_measured": 0 if judged is None else len(claims.load()) - len(judged),
             "counts": judged["status"].value_counts().to_dict() if judged is not None else {},
             "styles": _STATUS_STYLES,
             "statuses": claims.STATUSES,
@@ -239,12 +247,24 @@ class Site:
             "graph": pipeline.description(self.graph, self.cost.iloc[:0]),
         }
 
-    def _claims(self) -> pd.DataFrame | None:
-        """Every claim with its status, or None without a file of claims."""
+    def _claims(self, measured: bool) -> pd.DataFrame | None:
+        """Claims with their status and the page of their table, or None without a file of claims.
+
+        Those about measured time and memory are apart: they would make pages differ from run to run.
+        """
         if not (paths.root() / "claims.yaml").is_file():
             return None
+        chosen = {claim.id for claim in claims.load() if claim.measured == measured}
         table = claims.judged(self.profile)
-        return table.assign(has_table=[f"tables/{name}.html" in self.pages for name in table["table"]])
+        table = table[table["id"].isin(chosen)]
+        known = {path.stem for path in paths.resources(self.profile).glob("*.csv")}
+        pages = [
+            (f"#measured-{name}" if name in known else "")
+            if measured
+            else (f"tables/{name}.html" if f"tables/{name}.html" in self.pages else "")
+            for name in table["table"]
+        ]
+        return table.assign(page=pages)
 
 
 def code(text: str) -> Markup:

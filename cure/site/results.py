@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cure import analyses, config, findings, finetune_tables, paths, tables
+from cure import analyses, config, findings, finetune_tables, lead_cost, paths, tables
 from cure.errors import CureError
 from cure.evaluate import MIN_POSITIVES
 from cure.settings.report import ReportConfig
@@ -140,12 +140,13 @@ def measured(profile: str) -> list[tuple[str, str]]:
 
     They differ from run to run, so they are in no published table.
     """
-    files = sorted(paths.resources(profile).glob("*.csv"))
-    return [
-        (file.stem, markup.table(pd.read_csv(file), file.stem.replace("_", " ")))
-        for file in files
-        if file.stem != "finetune_cost"
-    ]
+    known = {"leads_cost": lead_cost.cost_table}
+    found = []
+    for file in sorted(paths.resources(profile).glob("*.csv")):
+        if file.stem != "finetune_cost":  # see `strategies`
+            table = known[file.stem](profile).round(1) if file.stem in known else pd.read_csv(file)
+            found.append((file.stem, markup.table(table, file.stem.replace("_", " "))))
+    return found
 
 
 def strategies(profile: str, folder: Path) -> str:
