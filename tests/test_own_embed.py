@@ -287,10 +287,11 @@ def test_a_killed_run_leaves_no_process_and_goes_on(mv, tmp_path):
     x = np.tile(mv[0][None, :2, : FS * 2], (n, 1, 1)) * np.linspace(0.5, 1.5, n)[:, None, None]
     write_npy(tmp_path / "many.npy", x.astype(np.float32), fs=FS, unit="mV", leads=["I", "II"])
     arguments = ["embed", "many.npy", "--model", "leadcnn", "--weights", "random", "--out", "emb.parquet"]
-    code = f"from cure.cli import main; raise SystemExit(main({[*arguments, '--workers', '2']!r}))"
+    code = "from cure.own import stream; stream._FEW_PARTS = 0; from cure.cli import main; "
+    code += f"raise SystemExit(main({[*arguments, '--workers', '2']!r}))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
-    parts, deadline = tmp_path / "emb.parquet.parts", time.monotonic() + 240
+    parts, deadline = tmp_path / "emb.parquet.parts", time.monotonic() + 500
     while len(list(parts.glob("0*.parquet"))) < 2:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline

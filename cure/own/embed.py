@@ -30,7 +30,7 @@ class How:
     threads : int
         Batches at work at the same time.
     workers : int
-        Processes that read records; 0 reads in this one.
+        Processes that read records; 0 reads in a thread of this one.
     device : {"cpu", "cuda"}
     restart : bool
         Throw away the output or the parts of an earlier run.

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -36,8 +36,8 @@ from cure.shards import fingerprint
 
 #: Records per part.
 PART = 64
-#: With fewer parts to do, starting other processes costs more than it saves.
-_FEW_PARTS = 8
+#: With no more parts to do, starting other processes (two seconds each) costs more than it saves.
+_FEW_PARTS = 32
 #: Columns that every output begins with.
 COLUMNS = {
     "record": pa.string(),
@@ -78,7 +78,7 @@ class Job:
     what : str
         What the progress bar says.
     workers : int
-        Processes that read; 0 reads in this one.
+        Processes that read; 0 reads in a thread of this one.
     """
 
     items: list[Item]
@@ -155,7 +155,9 @@ def _ticks(job: Job, todo: list[tuple[Path, list[Item]]]) -> Iterator[None]:
     """Make the parts, and yield once for each record that is done."""
     workers = job.workers if len(todo) > _FEW_PARTS else 0
     with _reader(job, workers) as read:
-        for (file, items), found in zip(todo, _ahead(read, [items for _, items in todo], 2 * workers), strict=True):
+        for (file, items), found in zip(
+            todo, _ahead(read, [items for _, items in todo], max(2 * workers, 1)), strict=True
+        ):
             records = [one for one in found if isinstance(one, Record)]
             results = iter(job.work(records) if records else [])
             rows = [
@@ -243,24 +245,17 @@ def _count(table: pd.DataFrame, failed: dict[str, str], flags: Counter[str]) -> 
 
 @contextmanager
 def _reader(job: Job, workers: int) -> Iterator[Callable[[list[Item]], Future]]:
-    """Something that reads records: in `workers` processes, which have none of torch's threads or memory, or here."""
-    if not workers:
-        yield lambda items: _here(items, job)
-        return
-    # Not forked: this process may have threads, whose locks a fork would copy.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_child) as pool:
-        try:
-            yield lambda items: pool.submit(load, items, job.given, job.needed)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _here(items: list[Item], job: Job) -> Future:
-    done: Future = Future()
-    done.set_result(load(items, job.given, job.needed))
-    return done
+    """Something that reads records: `workers` processes, which have none of torch's threads or memory, or a thread."""
+    if workers:
+        # Not forked: this process may have threads, whose locks a fork would copy.
+        context = multiprocessing.get_context("spawn")
+        pool: Executor = ProcessPoolExecutor(workers, context, initializer=_child)
+    else:
+        pool = ThreadPoolExecutor(1)
+    try:
+        yield lambda items: pool.submit(load, items, job.given, job.needed)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _child() -> None:
