@@ -191,7 +191,7 @@ def test_the_whole_page_works_with_the_stages_it_runs(base, tmp_path, page):
     expected = {
         "add-a-model": r"random\s+mean\s+logistic",
         "add-a-head": r"leadcnn\s+ssl-simulated\s+mean",
-        "add-a-task": r"leadcnn\s+ssl-simulated\s+mean\s+logistic",
+        "add-a-task": r"ssl-simulated\s+mean\s+logistic",
         "add-a-cohort": r"40 \[500\] {'AFIB': ",
         "change-a-figure": r"prevalence\.png Prevalence of the binary tasks",
         "cluster": r"\('cpu', 4\)",
