@@ -13,7 +13,7 @@ repro: $(READY)
 	$(BIN)/python -m cure.cli repro --profile "$(PROFILE)"
 
 # Two workers of one thread; one of them takes all tests of a file, or all that share a costly fixture.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST) -m "not long"

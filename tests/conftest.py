@@ -34,17 +34,9 @@ settings.load_profile("tests")
 COSTLY = ("finished", "reproduced")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
-def pytest_collection_modifyitems(config, items):
-    """Tests that need a costly fixture come first; one worker makes it. Others stay together by file."""
-
-    def needed(item) -> str | None:
-        return next((name for name in COSTLY if name in item.fixturenames), None)
-
-    items.sort(key=lambda item: needed(item) is None)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(needed(item) or item.path.name))
+def pytest_collection_modifyitems(items):
+    """Tests that need a costly fixture come first: with two workers, a file each, the others run beside it."""
+    items.sort(key=lambda item: not any(name in item.fixturenames for name in COSTLY))
 
 
 @pytest.fixture(autouse=True)

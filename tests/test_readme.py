@@ -78,7 +78,9 @@ def test_differences_are_those_of_the_committed_tables():
         assert f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]" in RESULTS
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem
+)
 def test_linked_files_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("https://"):
