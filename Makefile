@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 repro: $(READY)
 	$(BIN)/python -m cure.cli repro --profile "$(PROFILE)"
 
-# Two workers of one thread; one of them takes all tests of a file, or all that share a costly fixture.
+# Two workers of one thread each; a file of tests belongs to one of them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
