@@ -123,7 +123,8 @@ def test_merl_resnet18_gives_the_published_outputs():
         tokens, embedding, logits = model(x), model.embed(x), model.logits(x)
     for name, mean in means.items():
         golden.assert_close(mean, stored[name], name)
-    golden.assert_close(tokens.mT[..., ::16], stored["out_featmap_last"], "tokens")
+    # The tolerance 2e-5 is that of embeddings; single tokens differ by up to 4e-5 between kinds of processors.
+    golden.assert_close(tokens.mT[..., ::16], stored["out_featmap_last"], "tokens", atol=1e-4)
     golden.assert_close(embedding, stored["out_embedding"], "embedding")
     golden.assert_close(logits, stored["out_linear_out"], "logits")
     assert tokens.std(dim=1).mean() > 1
