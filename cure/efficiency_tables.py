@@ -76,6 +76,8 @@ def difference_table(config: EfficiencyConfig, cohort: Cohort, predicted: pd.Dat
     macros = {name: members for name, members in macros.items() if name in MACROS}
     table = compare(folded, pairs, patients, seed=config.seed, macros=macros, per_task=False)
     against = np.where(table["comparator"].str.contains("fraction="), f"fine-tuned, {top:.0%} of labels", "fine-tuned")
+    # A task counts once, however many samples of patients stand for it.
+    table["n_tasks"] //= len(macros["macro"]) // predicted["task"].nunique()
     return table.assign(comparator=against, seed=MEAN).drop(columns=["n_pos", "n_pos_patients", "prevalence"])
 
 

@@ -99,7 +99,7 @@ def evaluate(
         for method in progress(cohort.methods, desc=f"bootstrap {cohort.name}".strip(), unit="method"):
             tasks = list(method.tasks)
             values, draws = method.results(cohort, tasks, weights, metrics)
-            labels, about, values, draws = _with_macros(cohort, tasks, values, draws, macros)
+            labels, about, values, draws = with_macros(cohort, tasks, values, draws, macros)
             lo, hi, undefined = interval(draws, level)
             for t, label in enumerate(labels):
                 for m, metric in enumerate(metrics):
@@ -107,7 +107,7 @@ def evaluate(
                     lost = undefined[t, m] if about[t]["supported"] else pd.NA
                     names = {**method.name, "task": label, "metric": metric}
                     rows.append({**names, **number, **about[t], "n_undefined": lost})
-    return _tidy(rows)
+    return tidy(rows)
 
 
 def compare(
@@ -176,7 +176,7 @@ def compare(
     rows: list[dict[str, Any]] = []
     for cohort, found in plan:
         weights = patient_draws(cohort.patient, n_draws, np.random.default_rng(seed))
-        at: _Method | None = None
+        at: Method | None = None
         for method, reference, label in progress(found, desc=f"compare {metric} {cohort.name}", unit="pair"):
             if reference is not at:  # pairs come sorted by reference
                 at = reference
@@ -185,19 +185,19 @@ def compare(
             same = [list(reference.tasks).index(t) for t in tasks]
             ours = method.results(cohort, tasks, weights, [metric])
             values, draws = (np.concatenate([o, r[same]], axis=1) for o, r in zip(ours, theirs, strict=True))
-            labels, about, values, draws = _with_macros(cohort, tasks, values, draws, macros)
+            labels, about, values, draws = with_macros(cohort, tasks, values, draws, macros)
             for t in range(0 if per_task else len(tasks), len(labels)):
                 test = paired_difference(values[t, 0], values[t, 1], draws[t, 0], draws[t, 1], level)
                 names = {**method.name, "task": labels[t], "metric": metric, "comparator": label}
                 number = {"value": test.value, "lo": test.lo, "hi": test.hi, "reference": values[t, 1]}
                 lost = test.n_undefined if about[t]["supported"] else pd.NA
                 rows.append({**names, **number, "p": test.p, **about[t], "n_undefined": lost})
-    table = _tidy(rows)
+    table = tidy(rows)
     table.insert(list(table).index("p") + 1, "p_holm", holm(table["p"].to_numpy()))
     return table
 
 
-def _with_macros(
+def with_macros(
     cohort: "Aligned",
     tasks: list[str],
     values: Array,
@@ -223,7 +223,8 @@ def _with_macros(
     return [*tasks, *macros], about, values, draws
 
 
-def _tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table whose counts may be missing."""
     counts = ("n", "n_pos", "n_patients", "n_pos_patients", "n_tasks", "n_undefined")
     return pd.DataFrame(rows).astype(dict.fromkeys(counts, "Int64"))
 
@@ -232,13 +233,14 @@ def _tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 @dataclass
-class _Method:
+class Method:
     """One method's predictions: task -> (scores, thresholds), aligned with the cohort's columns of that task."""
 
     name: dict[str, Any]
     tasks: dict[str, tuple[Array, Array]] = field(default_factory=dict)
 
-    def shared(self, other: "_Method") -> list[str]:
+    def shared(self, other: "Method") -> list[str]:
+        """Tasks that both have, in the order of this one."""
         return [task for task in self.tasks if task in other.tasks]
 
     def results(
@@ -264,14 +266,12 @@ class Aligned:
 
     name: str
     patient: Array  # (n,) patient code of every record that a task of this cohort uses
-    methods: list[_Method] = field(default_factory=list)
+    methods: list[Method] = field(default_factory=list)
     columns: dict[str, Array] = field(default_factory=dict)  # task -> which of the n records it covers
     y: dict[str, Array] = field(default_factory=dict)
     support: dict[str, Support] = field(default_factory=dict)
 
-    def pairs(
-        self, wanted: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
-    ) -> list[tuple[_Method, _Method, str]]:
+    def pairs(self, wanted: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[tuple[Method, Method, str]]:
         """Methods with their comparators, those of one comparator together."""
         found = []
         by_name = {tuple(m.name.items()): m for m in self.methods}
@@ -341,7 +341,7 @@ def aligned(predictions: pd.DataFrame, patients: pd.Series | pd.DataFrame | None
 
     order = np.lexsort((record, task, method))
     cuts = np.flatnonzero((np.diff(method[order]) != 0) | (np.diff(task[order]) != 0)) + 1
-    current: _Method | None = None
+    current: Method | None = None
     for rows in np.split(order, cuts):
         name, label, cohort = names[method[rows[0]]], tasks[task[rows[0]]], cohorts[cohort_of_row[rows[0]]]
         columns, labels = column[rows], y[rows].astype(bool)
@@ -361,7 +361,7 @@ def aligned(predictions: pd.DataFrame, patients: pd.Series | pd.DataFrame | None
         elif not np.array_equal(labels, cohort.y[label]):
             raise ValueError(f"{_say(name)}, task={label}: labels differ from {_say(cohort.methods[0].name)}")
         if current is None or current.name is not name:
-            current = _Method(name)
+            current = Method(name)
             cohort.methods.append(current)
         current.tasks[label] = score[rows], threshold[rows]
     return cohorts

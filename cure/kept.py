@@ -7,7 +7,7 @@
     model.json            boosted trees, as XGBoost writes them
 
 and `index.json` beside the folders holds the hash of every card. Nothing is unpickled, no file can bring code with it,
-and the same run writes the same bytes (archives of skops hold the time and memory addresses).
+and the same run writes the same bytes.
 """
 
 import hashlib

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cure.bootstrap import METRICS, Array, holm, interval, paired_difference, patient_draws
-from cure.evaluate import Aligned, _Method, _tidy, _with_macros, aligned
+from cure.evaluate import Aligned, Method, aligned, tidy, with_macros
 from cure.progress import progress
 
 Macros = Mapping[str, Sequence[str]]
@@ -39,7 +39,7 @@ class _Part(NamedTuple):
 
     frame: int
     cohort: Aligned
-    method: _Method
+    method: Method
     place: tuple[int, int]
 
 
@@ -68,7 +68,7 @@ def evaluate(
     for made in _in_order(jobs, "bootstrap"):
         for i, place, rows in made:
             found[i][place] = rows
-    return [_tidy([row for place in sorted(of) for row in of[place]]) for of in found]
+    return [tidy([row for place in sorted(of) for row in of[place]]) for of in found]
 
 
 def _evaluated(parts: list[_Part], shown: list[tuple[Macros, bool]], weights: Array) -> list[tuple]:
@@ -76,10 +76,10 @@ def _evaluated(parts: list[_Part], shown: list[tuple[Macros, bool]], weights: Ar
     return [(p.frame, p.place, _rows(p.cohort, p.method, *shown[p.frame], weights, known)) for p in parts]
 
 
-def _rows(cohort: Aligned, method: _Method, macros: Macros, per_task: bool, weights: Array, known: Known) -> Rows:
+def _rows(cohort: Aligned, method: Method, macros: Macros, per_task: bool, weights: Array, known: Known) -> Rows:
     tasks, rows = list(method.tasks), []
     values, draws = _results(cohort, method, tasks, weights, list(METRICS), known)
-    labels, about, values, draws = _with_macros(cohort, tasks, values, draws, macros)
+    labels, about, values, draws = with_macros(cohort, tasks, values, draws, macros)
     first = 0 if per_task else len(tasks)
     lo, hi, undefined = interval(draws[first:])
     for t in range(first, len(labels)):
@@ -117,14 +117,14 @@ def compare(
         about = replace(cohort, methods=[])
         for some in _by_reference(found):
             jobs.append(joblib.delayed(_compared)(about, some, macros, metric, weights))
-    table = _tidy([row for rows in _in_order(jobs, f"compare {metric}") for row in rows])
+    table = tidy([row for rows in _in_order(jobs, f"compare {metric}") for row in rows])
     table.insert(list(table).index("p") + 1, "p_holm", holm(table["p"].to_numpy()))
     return table
 
 
-def _by_reference(found: list[tuple[_Method, _Method, str]]) -> Iterator[list[tuple[_Method, _Method, str]]]:
+def _by_reference(found: list[tuple[Method, Method, str]]) -> Iterator[list[tuple[Method, Method, str]]]:
     """Cut pairs, which come sorted by reference, into runs of at most `_AT_A_TIME` with the same one."""
-    some: list[tuple[_Method, _Method, str]] = []
+    some: list[tuple[Method, Method, str]] = []
     for pair in found:
         if some and (len(some) == _AT_A_TIME or pair[1] is not some[0][1]):
             yield some
@@ -135,7 +135,7 @@ def _by_reference(found: list[tuple[_Method, _Method, str]]) -> Iterator[list[tu
 
 
 def _compared(
-    cohort: Aligned, pairs: list[tuple[_Method, _Method, str]], macros: Macros, metric: str, weights: Array
+    cohort: Aligned, pairs: list[tuple[Method, Method, str]], macros: Macros, metric: str, weights: Array
 ) -> Rows:
     known: Known = {}
     rows = []
@@ -143,7 +143,7 @@ def _compared(
         tasks = method.shared(reference)
         both = [_results(cohort, one, tasks, weights, [metric], known) for one in (method, reference)]
         values, draws = (np.concatenate(arrays, axis=1) for arrays in zip(*both, strict=True))
-        labels, about, values, draws = _with_macros(cohort, tasks, values, draws, macros)
+        labels, about, values, draws = with_macros(cohort, tasks, values, draws, macros)
         for t in range(len(tasks), len(labels)):
             test = paired_difference(values[t, 0], values[t, 1], draws[t, 0], draws[t, 1])
             names = {**method.name, "task": labels[t], "metric": metric, "comparator": label}
@@ -154,7 +154,7 @@ def _compared(
 
 
 def _results(
-    cohort: Aligned, method: _Method, tasks: list[str], weights: Array, metrics: list[str], known: Known
+    cohort: Aligned, method: Method, tasks: list[str], weights: Array, metrics: list[str], known: Known
 ) -> tuple[Array, Array]:
     """Values and draws of a method, as its `results` gives them, without computing what is known already."""
     content = [(cohort.columns[t], cohort.y[t], *method.tasks[t]) for t in tasks]

@@ -31,9 +31,7 @@ def read(checkpoint: Path) -> State:
     """What the checkpoint holds; a state that has nothing yet where there is none."""
     if not checkpoint.is_file():
         return State()
-    saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    earlier = saved.pop("progress", {})  # of checkpoints from before they were written within an epoch
-    return State(**saved, **earlier)
+    return State(**torch.load(checkpoint, weights_only=True, map_location="cpu"))
 
 
 def drawn(device: torch.device) -> dict[str, Tensor]:

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from cure import devices, resume
-from cure.bars import bar, told
 from cure.errors import CureError
 from cure.models.base import one_thread, seeded
-from cure.progress import TERMINAL
+from cure.progress import TERMINAL, bar, told
 from cure.resume import Clock, State
 
 if TYPE_CHECKING:

@@ -179,6 +179,7 @@ def test_everything_is_compared_with_fine_tuning_on_all_labels(config, cohort):
     for (strategy, fraction, against), value in found.items():
         other = macro["full", 1.0 if "%" in against else fraction]
         assert value == pytest.approx(macro[strategy, fraction] - other)
+    assert (differences.loc[differences["task"] == "macro", "n_tasks"] == 3).all()
     assert efficiency_tables.difference_view(differences).shape == (2, 2)
     text = efficiency_tables.answer(differences, "e-w-0")
     assert "50% of the labels: better (+" in text

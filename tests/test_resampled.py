@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from cure import evaluate, resampled
-from cure.evaluate import _Method
+from cure.evaluate import Method
 from cure.resampled import Frame
 
 
@@ -64,13 +64,13 @@ def test_comparisons_are_those_of_compare_to_the_last_bit(comparator, monkeypatc
 
 def test_equal_predictions_are_resampled_once(monkeypatch):
     counted = []
-    results = _Method.results
+    results = Method.results
 
     def counting(method, cohort, tasks, weights, metrics):
         counted.append((method.name["encoder"], len(tasks)))
         return results(method, cohort, tasks, weights, metrics)
 
-    monkeypatch.setattr(_Method, "results", counting)
+    monkeypatch.setattr(Method, "results", counting)
     monkeypatch.setattr(resampled.joblib, "cpu_count", lambda: 1)  # in this process, so that the counts are seen
     every = predictions()
     resampled.evaluate([Frame(every, MACROS), Frame(every.drop_duplicates(["task", "record_id"]), MACROS)], PATIENTS)

@@ -128,20 +128,6 @@ def test_a_run_that_was_killed_without_warning_goes_on_within_its_epoch(tmp_path
     assert run.seconds > 0.02 * taken
 
 
-def test_a_checkpoint_of_the_form_without_steps_goes_on_from_its_epoch(tmp_path):
-    recipe, file = Recipe(6, 16, 1e-2, seed=4), tmp_path / "c.pt"
-    whole = model()
-    fit(whole, tmp_path / "whole.pt", recipe)
-    with pytest.raises(KeyboardInterrupt):
-        fit(model(), file, recipe, stop_after=9)
-    state = vars(resume.read(file))
-    progress = {name: state[name] for name in ("history", "best", "seconds", "core_seconds")}
-    torch.save({"model": state["model"], "optimizer": state["optimizer"], "progress": progress}, file)
-    resumed = model()
-    assert len(fit(resumed, file, recipe)[1]) == 16
-    assert same(whole, resumed)
-
-
 def test_the_same_run_twice_gives_the_same_weights_and_another_seed_others(tmp_path):
     nets = [model() for _ in range(3)]
     for i, net in enumerate(nets):
