@@ -1,12 +1,22 @@
 """What the report says of the study beyond its main table; every number is read from a table.
 
-Label efficiency, protocols, ablations, transfer to another cohort, what representations hold, faithfulness of
-attributions.
+Label efficiency, post-training, fewer leads, protocols, ablations, transfer to another cohort, what representations
+hold, faithfulness of attributions.
 """
 
 import pandas as pd
 
-from cure import config, efficiency_tables, faithfulness, paths, selection, tables
+from cure import (
+    config,
+    efficiency_tables,
+    faithfulness,
+    lead_cost,
+    lead_tables,
+    paths,
+    posttrain_tables,
+    selection,
+    tables,
+)
 from cure.findings import source
 from cure.protocols import STEPS
 from cure.scores import MEAN
@@ -33,6 +43,27 @@ def efficiency(report: ReportConfig) -> str:
     n = settings["n_splits"]
     splits = f"Scored on the test records of the first {f'{n} outer splits' if n > 1 else 'outer split'}. "
     return text + "\n\n" + splits + source(report.profile, "efficiency", "label_efficiency")
+
+
+def posttraining(report: ReportConfig) -> str:
+    """Whether head first and stochastic depth beat plain fine-tuning, and which learning rate that had."""
+    gained = posttrain_tables.answer(_table(report, "posttrain", "post_training_gains"))
+    rates = _table(report, "posttrain", "post_training_rates")
+    rates["text"] = [f"{rate:g}" for rate in rates["rate"]]
+    tried = ", ".join(rates.sort_values("rate")["text"].unique())
+    chosen = rates[rates["chosen"]].groupby("group", sort=False)["text"].unique()
+    said = "; ".join(f"{group}: {', '.join(found)}" for group, found in chosen.items())
+    return (
+        f"{gained}\n\nAll strategies learn at the rate that plain fine-tuning chose on validation records: of {tried}, "
+        f"{said}. " + source(report.profile, "posttrain", "post_training_gains")
+    )
+
+
+def fewer_leads(report: ReportConfig) -> str:
+    """What is lost with fewer leads, and what they save."""
+    said = lead_tables.answer(_table(report, "leads", "leads_differences"))
+    cost = lead_cost.savings(_table(report, "leads", "leads_counted"))
+    return f"{said}\n\n{cost} " + source(report.profile, "leads", "leads_differences")
 
 
 def protocols(report: ReportConfig) -> str:

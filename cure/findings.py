@@ -334,8 +334,8 @@ def limits(report: ReportConfig) -> str:
         "simulated ECGs have seen no recording, but are not independent of its oldest records.",
         "That the mean gradient is the attribution scored against the planted truth was decided after integrated "
         "gradients, tried first on the simulated cohort, pointed no better than their untrained twin.",
-        f"**Not run:** {_published(report)}lead subsets are no part of this version. The whole of PTB-XL is run by "
-        "`make repro PROFILE=ptbxl` (about 3 GB are downloaded).",
+        f"**Not run:** {_published(report)}the whole of PTB-XL, by `make repro PROFILE=ptbxl` (about 3 GB are "
+        "downloaded).",
     ]
     if config.load(report.profile).cohort.source == "ptbxl":
         lines.insert(

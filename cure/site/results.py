@@ -77,6 +77,8 @@ def sections(writer: Writer) -> list[Section]:
         ("comparison", "Frozen encoders against hand-crafted features", findings.comparison),
         ("finetuning", "Is it worth training the encoder too?", findings.finetuning),
         ("efficiency", "With how few labels?", analyses.efficiency),
+        ("posttraining", "Is there a better way to train it?", analyses.posttraining),
+        ("leads", "One encoder for any leads, cheaper with fewer", analyses.fewer_leads),
         ("protocols", "What the way of scoring alone is worth", analyses.protocols),
         ("ablations", "Which choices matter, and for whom", analyses.ablations),
         ("transfer", "On another cohort", analyses.transfer),
