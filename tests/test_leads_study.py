@@ -252,6 +252,10 @@ def test_counted_costs_fall_with_leads_and_zeros_cost_what_signals_cost():
     np.testing.assert_allclose(slope, slope[0], rtol=1e-6)
     assert lead_cost.counted_view(table).loc["leadgrid, selected, 12"].str.contains(r"\(\+0 %\)").sum() == 2
     assert drawings.cost(table).axes
+    less = {metric: 100 * (one[metric] / twelve[metric] - 1) for metric in ("activation_kb", "mflop")}
+    said = lead_cost.savings(table)
+    assert "with 1 lead instead of twelve" in said
+    assert f"activations {less['activation_kb']:.0f} %, arithmetic {less['mflop']:.0f} %" in said
 
 
 def test_what_is_measured_stands_beside_the_paper(cohort, tmp_path, monkeypatch):
