@@ -334,9 +334,9 @@ def limits(report: ReportConfig) -> str:
         "simulated ECGs have seen no recording, but are not independent of its oldest records.",
         "That the mean gradient is the attribution scored against the planted truth was decided after integrated "
         "gradients, tried first on the simulated cohort, pointed no better than their untrained twin.",
-        f"**Not run:** {_published(report)}the whole of PTB-XL, by `make repro PROFILE=ptbxl` (about 3 GB are "
-        "downloaded).",
     ]
+    if missing := _not_run(report):
+        lines.append(f"**Not run:** {missing}.")
     if config.load(report.profile).cohort.source == "ptbxl":
         lines.insert(
             3,
@@ -353,14 +353,18 @@ def limits(report: ReportConfig) -> str:
     return "\n".join(f"* {line}" for line in lines)
 
 
-def _published(report: ReportConfig) -> str:
-    chosen = config.parameters("embed", report.profile)
-    if chosen["weights"] == "hub":
-        return ""
-    return (
-        "published weights: here their architectures have random ones; `weights: hub` in sections embed and heads of "
-        f"profiles/{report.profile}.yaml adds the real rows (`cure weights list` says where they come from); "
-    )
+def _not_run(report: ReportConfig) -> str:
+    """What a profile leaves out of the study that the records and weights of others would allow; empty if nothing."""
+    name, found = report.profile, []
+    if config.parameters("embed", name)["weights"] != "hub":
+        found.append(
+            "published weights: here their architectures have random ones; `weights: hub` in sections embed and heads "
+            f"of profiles/{name}.yaml adds the real rows (`cure weights list` says where they come from)"
+        )
+    part = config.parameters("download", name).get("max_id_100") is not None
+    if part or config.load(name).cohort.source != "ptbxl":
+        found.append("the whole of PTB-XL, by `make repro PROFILE=ptbxl` (about 3 GB are downloaded)")
+    return "; ".join(found)
 
 
 def _count(report: ReportConfig, stage: str) -> str:

@@ -1,9 +1,10 @@
 """Post-training: preview the head, then fine-tune with stochastic depth; against plain fine-tuning, paired.
 
-After Zhou et al. 2025 (arXiv 2509.12991). Every strategy starts from the same pre-trained weights and sees the same
-samples of patients. Plain fine-tuning with the most labels chooses the learning rate on validation records, for all
-strategies and samples of a split: what it is compared with has no rate of its own that could be better. Each training
-is a job of `cure.finetune`: resumable, on one thread, whatever the number of workers.
+After Zhou et al. 2025 (arXiv 2509.12991). Every strategy starts from the same pre-trained weights, sees the same samples
+of patients for as many epochs, and learns at one rate: the one that plain fine-tuning chose on the validation records of
+the sample of the first seed, so what all else is compared with is never at a disadvantage. Epochs that a preview spends
+on the head alone are added to the strategies without one. Each training is a job of `cure.finetune`: resumable, on one
+thread, whatever the number of workers.
 """
 
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from cure.training import Recipe
 
 #: Ending of a strategy's name where a new head was fitted on the network that it left.
 REFITTED = ", new head"
+#: Learning rates by split and share of labels.
+Rates = dict[tuple[str, float], float]
 
 
 @dataclass(frozen=True)
@@ -198,31 +201,32 @@ class Study:
         starts = shared or {split.name: embed.load_encoder(config, one, split) for split in part}
         return cls(config, cohort, part, subject, group, found, starts)
 
-    def chosen_rates(self, scratch: Path, n_jobs: int, rates: list[dict]) -> dict[str, float]:
-        """The learning rate of each split, by name: the lowest validation value of plain fine-tuning decides.
+    def chosen_rates(self, scratch: Path, n_jobs: int, rates: list[dict]) -> Rates:
+        """The learning rate of each split and share of labels: the lowest validation value of plain fine-tuning decides.
 
-        That is with the most labels, from the first seed. What was tried is added to `rates`. The training that was
-        chosen is one of the grid, where it is a finished file.
+        That is from the first seed, on its sample. What was tried is added to `rates`. The training that was chosen is
+        one of the grid, where it is a finished file.
         """
+        cells = list(product(self.splits, self.config.fractions))
         tried = [
-            self.training("full", max(self.config.fractions), self.config.seeds[0], split, rate)
-            for split, rate in product(self.splits, self.subject.rates)
+            self.training("full", fraction, self.config.seeds[0], split, rate)
+            for (split, fraction), rate in product(cells, self.subject.rates)
         ]
         results = finetune.train_all([one.job for one in tried], self.cohort, self.found, scratch, n_jobs)
-        chosen: dict[str, float] = {}
-        for split in self.splits:
-            mine = [i for i, one in enumerate(tried) if one.job.split.name == split.name]
+        chosen: Rates = {}
+        for split, fraction in cells:
+            mine = [i for i, one in enumerate(tried) if (one.job.split.name, one.fraction) == (split.name, fraction)]
             best = min(mine, key=lambda i: float(results[i]["lowest"][0]))
             for i in mine:
                 rate, kept = tried[i].job.strategy.rates[0], int(results[i]["kept"][0])
                 value = {"metric": str(results[i]["judged_by"]), "value": float(results[i]["lowest"][0])}
                 about = {"cohort": self.config.cohort.name, **tried[i].about, "rate": rate}
                 rates.append({**about, **value, "epoch_kept": kept, "chosen": i == best})
-            chosen[split.name] = tried[best].job.strategy.rates[0]
+            chosen[split.name, fraction] = tried[best].job.strategy.rates[0]
         return chosen
 
-    def trainings(self, chosen: dict[str, float]) -> Iterator[Training]:
-        """The grid, and for the first group the ablation and the light strategies, at each split's learning rate.
+    def trainings(self, chosen: Rates) -> Iterator[Training]:
+        """The grid, and for the first group the ablation and the light strategies, at the rates of their samples.
 
         Light strategies have learning rates of their own, and each training chooses among them.
         """
@@ -237,7 +241,7 @@ class Study:
                 todo.setdefault((ablated(config, preview, rate), top, first), rate)
             todo |= dict.fromkeys(product(config.light, [top], [first]))
         for split, ((name, fraction, seed), drop_path) in product(self.splits, todo.items()):
-            yield self.training(name, fraction, seed, split, chosen[split.name], drop_path)
+            yield self.training(name, fraction, seed, split, chosen[split.name, fraction], drop_path)
 
     def training(
         self, name: str, fraction: float, seed: int, split: Split, rate: float, drop_path: float | None = None
@@ -252,7 +256,7 @@ class Study:
         if drop_path is not None:
             strategy = replace(strategy, drop_path=drop_path)
         recipe = Recipe(
-            config.epochs,
+            config.epochs + (0 if strategy.preview else how.preview_epochs),
             config.batch_size,
             rates[0],
             config.weight_decay,

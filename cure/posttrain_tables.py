@@ -34,11 +34,13 @@ class Drawn:
     n: int
     n_patients: int
     n_tasks: int
+    contaminated: str
 
 
 def drawn(config: PosttrainConfig, cohort: Cohort, predicted: pd.DataFrame, n_draws: int) -> list[Drawn]:
     """Averages of every method and group, all over the same draws of patients."""
     folded, members = fold_seeds(predicted.drop(columns=["setting", "contaminated"]))
+    seen = predicted.drop_duplicates(["encoder", "weights"]).set_index(["encoder", "weights"])["contaminated"]
     patients = cohort.records.set_index("record_id")["patient_id"]
     (one,) = aligned(folded, patients)
     weights = patient_draws(one.patient, n_draws, np.random.default_rng(config.seed))
@@ -56,7 +58,8 @@ def drawn(config: PosttrainConfig, cohort: Cohort, predicted: pd.DataFrame, n_dr
                 columns = np.unique(np.concatenate([one.columns[task] for task in used]))
                 n_tasks = sum(bool(set(members[name]) & set(used)) for name in named)
                 counts = len(columns), len(np.unique(one.patient[columns])), n_tasks
-                found.append(Drawn(about, group, macro(values, inside)[0], macro(draws, inside)[0], *counts))
+                saw = str(seen[about["encoder"], about["weights"]])
+                found.append(Drawn(about, group, macro(values, inside)[0], macro(draws, inside)[0], *counts, saw))
     return found
 
 
@@ -173,7 +176,7 @@ def _gains(
 
 
 def _about(cohort: Cohort, one: Drawn) -> dict:
-    counts = {"n": one.n, "n_patients": one.n_patients, "n_tasks": one.n_tasks}
+    counts = {"n": one.n, "n_patients": one.n_patients, "n_tasks": one.n_tasks, "contaminated": one.contaminated}
     return {"cohort": cohort.name, **one.about, "seed": MEAN, "task": one.group, **counts}
 
 
@@ -250,6 +253,6 @@ def answer(table: pd.DataFrame, strategy: str = "preview+depth") -> str:
     n = rows["task"].nunique()
     return (
         f"`{strategy}` relative to plain fine-tuning with as many labels, over {n} label group{'s' if n > 1 else ''}; "
-        "verdicts at p < 0.05 after Holm's correction, *not told apart* being no proof of equality:\n\n"
-        + "\n".join(said)
+        "verdicts at p < 0.05 after Holm's correction over patients, given these trainings; *not told apart* is no proof "
+        "of equality:\n\n" + "\n".join(said)
     )

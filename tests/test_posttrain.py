@@ -92,7 +92,8 @@ def test_labels_are_those_that_can_be_learned_and_scored(study):
 def test_all_strategies_share_samples_steps_and_the_rate_that_fine_tuning_chose(study):
     config, cohort, splits = study
     one = posttrain.Study.of(config, cohort, splits, config.subjects[0], "super")
-    todo = {(t.job.strategy.name, t.fraction, t.job.seed): t.job for t in one.trainings({splits[0].name: 1e-2})}
+    chosen = {(splits[0].name, 0.5): 1e-3, (splits[0].name, 1.0): 1e-2}
+    todo = {(t.job.strategy.name, t.fraction, t.job.seed): t.job for t in one.trainings(chosen)}
     networks = ["full", "preview+depth"]
     grid = {(name, fraction, seed) for name in networks for fraction in (0.5, 1.0) for seed in (0, 1)}
     once = {(name, 1.0, 0) for name in ("preview", "depth", "depth-0.4", "preview+depth-0.4", "bitfit", "lora")}
@@ -101,8 +102,9 @@ def test_all_strategies_share_samples_steps_and_the_rate_that_fine_tuning_chose(
         same = todo["full", fraction, seed]
         np.testing.assert_array_equal(job.split.train, same.split.train)
         np.testing.assert_array_equal(job.split.val, same.split.val)
-        assert job.strategy.rates == ((0.02,) if name in ("bitfit", "lora") else (1e-2,))
-        assert (job.recipe.epochs, job.recipe.seed) == (1, seed)
+        assert job.strategy.rates == ((0.02,) if name in ("bitfit", "lora") else (chosen[splits[0].name, fraction],))
+        previewed = job.strategy.preview.epochs if job.strategy.preview else 0
+        assert (job.recipe.epochs + previewed, job.recipe.seed) == (2, seed), "as many epochs for all"
         assert (job.strategy.preview is not None) == name.startswith("preview")
         assert job.strategy.refit == ((name, fraction) in {(name, 1.0) for name in networks})
     rates = {name: job.strategy.drop_path for (name, *_), job in todo.items()}
@@ -119,21 +121,22 @@ def test_all_strategies_share_samples_steps_and_the_rate_that_fine_tuning_chose(
     few, many = todo["full", 0.5, 0].split, todo["full", 1.0, 0].split
     assert set(few.train) < set(many.train) and set(few.val) < set(many.val)
     other = posttrain.Study.of(config, cohort, splits, config.subjects[0], "rhythm")
-    assert {t.job.strategy.name for t in other.trainings({splits[0].name: 1e-2})} == set(networks)
+    assert {t.job.strategy.name for t in other.trainings(chosen)} == set(networks)
 
 
 def test_the_search_is_part_of_the_grid_and_nothing_is_trained_twice(trained):
     done, calls = trained
-    # Per group two rates and eight trainings, one of them found by the search; six more on the first group.
-    assert len(calls) == 2 * (2 + 8 - 1) + 6
-    for _, rows in done.rates.groupby("group"):
+    # Per group two rates at two shares and eight trainings, two of them found by the search; six more on the first.
+    assert len(calls) == 2 * (2 * 2 + 8 - 2) + 6
+    for _, rows in done.rates.groupby(["group", "fraction"]):
         assert rows["chosen"].sum() == 1
         assert rows.loc[rows["chosen"], "value"].item() == rows["value"].min()
-    chosen = done.rates.loc[done.rates["chosen"], ["group", "rate"]].set_index("group")["rate"]
+    chosen = done.rates.loc[done.rates["chosen"]].set_index(["group", "fraction"])["rate"]
     tuned = done.predicted[done.predicted["strategy"].isin(["full", "preview", "preview+depth"])]
     setting = tuned["setting"].astype(str).str.extract(r"rate=([^,]+),")[0].astype(float)
     group = tuned["task"].astype(str).str.split("/").str[0]
-    np.testing.assert_allclose(setting, group.map(chosen))
+    own = pd.MultiIndex.from_arrays([group, tuned["fraction"].astype(float)])
+    np.testing.assert_allclose(setting, chosen.loc[own])
 
 
 def test_every_strategy_scores_every_test_record_that_takes_part_once(trained, cohort):

@@ -50,7 +50,9 @@ class PosttrainConfig(StageConfig):
         [], description="strategies that train few parameters: first group, most labels, first seed"
     )
     refit: bool = Field(True, description="fit a new head on each network trained with the most labels: a diagnostic")
-    epochs: int = Field(ge=1, description="at most, the preview not counted; validation decides which is kept")
+    epochs: int = Field(
+        ge=1, description="at most, after a preview; without one its epochs are added. Validation decides what is kept"
+    )
     patience: int = Field(ge=1, description="epochs without a better one after which training stops")
     batch_size: int = Field(64, ge=1, description="crops per step")
     weight_decay: float = Field(0.02, ge=0)
