@@ -2,8 +2,8 @@
 
 What is compared: weights pre-trained on twelve leads, with leads masked, with leads selected, and on one configuration
 alone; read through adaptive pooling (missing leads are not there) or fixed pooling (missing leads are zeros). Controls
-are the untrained encoder and hand-crafted features of the same leads. Heads are chosen on validation records, test
-records of the first outer split are scored once.
+are the untrained encoder, hand-crafted features of the same leads, and on twelve leads an encoder that mixes them.
+Heads are chosen on validation records, test records of the first outer split are scored once.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cure import adapt, lead_training, paths, predictions
+from cure import adapt, lead_training, models, paths, predictions
 from cure.adapt import Classifier, input_file
 from cure.cohorts.base import Cohort
 from cure.embed import FEATURES
 from cure.evaluate import MIN_POSITIVES
 from cure.features import ecg_features
 from cure.heads import fit_head
-from cure.lead_training import ALONE, KINDS, WINDOW_S
+from cure.lead_training import ALONE, KINDS, MIXING, TWIN, WINDOW_S
 from cure.leads import OnLeads, complete, configuration, fewer
 from cure.models import Encoder, leadgrid
 from cure.models.leadgrid import LeadGrid
@@ -38,14 +38,14 @@ from cure.training import Recipe, alone
 
 ENCODER = "leadgrid"
 #: What fine-tuning is compared on: weights and pooling.
-TUNED = (("twelve", "fixed"), ("selection", "adaptive"), (ALONE, "adaptive"))
+TUNED = (("twelve", "fixed"), ("masking", "fixed"), ("selection", "adaptive"), (ALONE, "adaptive"))
 
 
 @dataclass(frozen=True)
 class Unit:
     """One representation on one configuration, under all heads; or one fine-tuning, if `strategy` says so.
 
-    `weights` is a key of `KINDS`, `alone`, `random`, or `none` for hand-crafted features.
+    `weights` is a key of `KINDS`, `alone`, `twin`, `random`, or `none` for hand-crafted features.
     """
 
     weights: str
@@ -64,7 +64,7 @@ class Unit:
     def same(self) -> "Unit":
         """The unit that has the same result by construction: on twelve leads both poolings are one function."""
         whole = self.leads == "12"
-        pooling = "adaptive" if whole and self.weights != "none" else self.pooling
+        pooling = "adaptive" if whole and self.pooling != "none" else self.pooling
         return Unit("twelve" if whole and self.weights == ALONE else self.weights, pooling, self.leads, self.strategy)
 
 
@@ -72,6 +72,7 @@ def units(config: LeadsConfig) -> list[Unit]:
     """Everything that is scored, the fine-tuned last."""
     methods = [*product(KINDS, ("fixed", "adaptive")), (ALONE, "adaptive"), ("random", "adaptive"), ("none", "none")]
     frozen = [Unit(weights, pooling, leads) for (weights, pooling), leads in product(methods, config.configurations)]
+    frozen.append(Unit(TWIN, "none", "12"))
     return frozen + [Unit(*method, leads, "full") for method, leads in product(TUNED, config.tuned)]
 
 
@@ -112,15 +113,17 @@ def run(config: LeadsConfig, cohort: Cohort, split: Split) -> pd.DataFrame:
 
 
 def _name(config: LeadsConfig, cohort: Cohort, split: Split, tasks: Labels, unit: Unit) -> str:
-    tuned = (config.tuned_epochs, config.tuned_rate) if unit.strategy == "full" else ()
+    tuned = (config.tuned_epochs, *config.tuned_rates) if unit.strategy == "full" else ()
     weights = None
     if unit.trained not in ("random", "none"):
         weights = lead_training.file(config, cohort, split, unit.trained).name
     return fingerprint(unit.__dict__, weights, tasks.names, split.name, cohort.info, config.seed, tuned)
 
 
-def encoder(config: LeadsConfig, cohort: Cohort, split: Split, unit: Unit) -> LeadGrid:
+def encoder(config: LeadsConfig, cohort: Cohort, split: Split, unit: Unit) -> Encoder:
     """The encoder of a unit, with its weights and pooling."""
+    if unit.weights == TWIN:
+        return models.load(MIXING, lead_training.file(config, cohort, split, TWIN))
     random = unit.trained == "random"
     weights = "random" if random else lead_training.file(config, cohort, split, unit.trained)
     return leadgrid.load(weights, config.seed, "fixed" if unit.pooling == "fixed" else "adaptive")
@@ -145,9 +148,14 @@ def _compute(
     target.with_suffix(".checkpoint").unlink(missing_ok=True)
 
 
-def given(model: LeadGrid, x: np.ndarray, leads: list[int]) -> np.ndarray:
+def takes_all(model: Encoder) -> bool:
+    """Whether an encoder needs twelve leads, so that missing ones are zeros."""
+    return not (isinstance(model, LeadGrid) and model.pooling == "adaptive")
+
+
+def given(model: Encoder, x: np.ndarray, leads: list[int]) -> np.ndarray:
     """What an encoder is fed of (n, 12, n_samples) input: some of its leads, or twelve with zeros for the others."""
-    return complete(x, leads, "zero-fill") if model.pooling == "fixed" else np.ascontiguousarray(x[:, leads])
+    return complete(x, leads, "zero-fill") if takes_all(model) else np.ascontiguousarray(x[:, leads])
 
 
 class Windowed(Encoder):
@@ -155,31 +163,32 @@ class Windowed(Encoder):
 
     Parameters
     ----------
-    encoder : LeadGrid
+    encoder : Encoder
     leads : list of int
-        Which leads its input holds; under fixed pooling input has all twelve, zeros in the place of others.
+        Which leads its input holds; an encoder that `takes_all` has twelve, zeros in the place of others.
     """
 
-    def __init__(self, encoder: LeadGrid, leads: list[int]):
+    def __init__(self, encoder: Encoder, leads: list[int]):
         super().__init__()
         self.encoder, self.dim = encoder, encoder.dim
         self.input_spec = encoder.input_spec
-        self.leads = None if encoder.pooling == "fixed" else leads
+        self.leads = None if takes_all(encoder) else leads
         self.length = round(WINDOW_S * encoder.input_spec.fs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, n_leads, n_samples) to (n, tokens, dim); what is left behind the last whole window is not read."""
         windows = [x[..., i : i + self.length] for i in range(0, x.shape[2] - self.length + 1, self.length)]
-        return torch.cat([self.encoder(window, self.leads) for window in windows], dim=1)
+        extra = () if self.leads is None else (self.leads,)
+        return torch.cat([self.encoder(window, *extra) for window in windows], dim=1)
 
 
 @torch.inference_mode()
-def embedded(model: LeadGrid, x: np.ndarray, leads: list[int], batch_size: int = 64) -> np.ndarray:
+def embedded(model: Encoder, x: np.ndarray, leads: list[int], batch_size: int = 64) -> np.ndarray:
     """Embeddings of all records from some leads, (n, dim) float32: the mean over the tokens of `Windowed`.
 
     Parameters
     ----------
-    model : LeadGrid
+    model : Encoder
     x : (n, 12, n_samples) float32 array
         Model-ready; may be memory-mapped.
     leads : list of int
@@ -211,18 +220,20 @@ def probed(x: np.ndarray, y: np.ndarray, split: Split) -> Arrays:
     }
 
 
-def classifier(model: LeadGrid, leads: list[int], n_tasks: int) -> Classifier:
+def classifier(model: Encoder, leads: list[int], n_tasks: int) -> Classifier:
     """The network that is fine-tuned: the encoder on its leads, and a linear head that starts at zero."""
-    return Classifier(model if model.pooling == "fixed" else OnLeads(model, leads), "mean", n_tasks, WINDOW_S)
+    some = OnLeads(model, leads) if isinstance(model, LeadGrid) and not takes_all(model) else model
+    return Classifier(some, "mean", n_tasks, WINDOW_S)
 
 
 def _tuned(
     config: LeadsConfig, cohort: Cohort, split: Split, tasks: Labels, unit: Unit, x: np.ndarray, target: Path
 ) -> Arrays:
-    model, leads = encoder(config, cohort, split, unit), configuration(unit.leads)
-    recipe = Recipe(config.tuned_epochs, config.batch_size, config.tuned_rate, seed=config.seed)
-    network, mine = classifier(model, leads, len(tasks.names)), given(model, np.asarray(x), leads)
-    found = adapt.fit(network, mine, tasks.y, split, recipe, target.with_suffix(".checkpoint"))
+    leads, rates = configuration(unit.leads), config.tuned_rates
+    make = lambda: classifier(encoder(config, cohort, split, unit), leads, len(tasks.names))  # noqa: E731
+    recipe = Recipe(config.tuned_epochs, config.batch_size, rates[0], seed=config.seed)
+    mine = given(encoder(config, cohort, split, unit), np.asarray(x), leads)
+    found = adapt.choose(make, rates, mine, tasks.y, split, recipe, target.with_suffix(".checkpoint"))
     return {name: found[name] for name in ("score", "threshold", "setting")}
 
 
@@ -232,7 +243,7 @@ def _key(config: LeadsConfig, unit: Unit) -> dict:
     return {
         "cohort": config.cohort.name,
         "protocol": "sound",
-        "encoder": FEATURES if features else ENCODER,
+        "encoder": FEATURES if features else MIXING if unit.weights == TWIN else ENCODER,
         "weights": unit.weights,
         "pooling": unit.pooling,
         "head": "linear" if unit.strategy == "full" else "logistic",
@@ -273,8 +284,8 @@ def keep_weights(config: LeadsConfig, cohort: Cohort, split: Split) -> pd.DataFr
         for job in lead_training.jobs(config):
             made = lead_training.file(config, cohort, split, job.name)
             (folder / f"{job.name}.safetensors").write_bytes(made.read_bytes())
-            one = leadgrid.load(made)
-            row = {"weights": job.weights, "leads": job.leads, "parameters": one.n_parameters()}
+            one, name = job.load(made), MIXING if job.weights == TWIN else ENCODER
+            row = {"encoder": name, "weights": job.weights, "leads": job.leads, "parameters": one.n_parameters()}
             about.append({**row, "sha256": one.weights_sha256()[:12], "has_seen": "; ".join(one.pretraining)})
     return pd.DataFrame(about)
 

@@ -1,7 +1,9 @@
-"""Pre-training on twelve leads, with leads masked, with leads selected, and on one configuration alone.
+"""Pre-training on twelve leads, with leads masked, with leads selected, and on one configuration alone; and of a twin.
 
-All see the training records of one split, the same objective, epochs and seed, and differ in the leads they are shown.
-No label is read. Each training is a job on one thread, resumable from its last epoch.
+All see the training records of one split, the same objective, epochs and seed, and differ in the leads they are shown;
+the twin is an encoder that mixes all leads in its first layer. No label is read. Where the objective predicts the
+median beat, that is the beat of all twelve leads, whatever an encoder is shown. Each training is a job on one thread,
+resumable from its last epoch.
 """
 
 import json
@@ -13,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cure import paths
+from cure import models, paths
 from cure.adapt import input_file
 from cure.augment import crop, disturbed
 from cure.beats import median_beats
@@ -38,6 +40,8 @@ WINDOW_S = 5.0
 #: are named `alone`.
 KINDS: dict[str, Kind] = {"twelve": "none", "masking": "masking", "selection": "selection"}
 ALONE = "alone"
+#: An encoder that mixes leads, for comparison, and the name of its weights, pre-trained on twelve leads.
+MIXING, TWIN = "resnet1d", "twin"
 
 
 class _Crops(Contrastive):
@@ -80,13 +84,18 @@ class Job:
         """For bars and files: `selection`, or `alone-3`."""
         return self.weights if self.weights != ALONE else f"{ALONE}-{self.leads}"
 
+    def load(self, weights: str | Path = "random", seed: int = 0) -> Encoder:
+        """The encoder, untrained or with the weights of a file."""
+        return models.load(MIXING, weights, seed) if self.weights == TWIN else leadgrid.load(weights, seed)
+
 
 def jobs(config: LeadsConfig) -> list[Job]:
-    """Three on twelve leads, longest first, then one for each smaller configuration.
+    """Three and the twin on twelve leads, longest first, then one for each smaller configuration.
 
     Of twelve leads alone is what `twelve` is.
     """
     every = [Job(name, "12", Augmentation(kind, config.per)) for name, kind in KINDS.items()]
+    every.append(Job(TWIN, "12", Augmentation("none", config.per)))
     smaller = [name for name in config.configurations if name != "12"]
     return every + [Job(ALONE, name, Augmentation("none", leads=tuple(configuration(name)))) for name in smaller]
 
@@ -132,7 +141,7 @@ def _run(recipe: PretrainConfig, corpus: Corpus, job: Job, target: Path) -> None
         return
     seed, size = recipe.seeds[0], recipe.batch_size
     with seeded(seed):
-        model = objective(recipe.objective, leadgrid.load(seed=seed), job.augmentation, recipe)
+        model = objective(recipe.objective, job.load(seed=seed), job.augmentation, recipe)
     measured = model.beats and corpus.beats is not None
     told = beat_targets(corpus.beats, corpus.rows) if measured else no_targets(len(corpus.x))  # type: ignore[arg-type]
 

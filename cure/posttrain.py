@@ -1,10 +1,10 @@
 """Post-training: preview the head, then fine-tune with stochastic depth; against plain fine-tuning, paired.
 
-After Zhou et al. 2025 (arXiv 2509.12991). Every strategy starts from the same pre-trained weights, sees the same samples
-of patients for as many epochs, and learns at one rate: the one that plain fine-tuning chose on the validation records of
-the sample of the first seed, so what all else is compared with is never at a disadvantage. Epochs that a preview spends
-on the head alone are added to the strategies without one. Each training is a job of `cure.finetune`: resumable, on one
-thread, whatever the number of workers.
+After Zhou et al. 2025 (arXiv 2509.12991). Every strategy starts from the same pre-trained weights, sees the same
+samples of patients for as many epochs, and learns at one rate: the one that plain fine-tuning chose on the validation
+records of the sample of the first seed, so what all else is compared with is never at a disadvantage. Epochs that a
+preview spends on the head alone are added to the strategies without one. Each training is a job of `cure.finetune`:
+resumable, on one thread, whatever the number of workers.
 """
 
 from collections.abc import Iterator
@@ -202,7 +202,7 @@ class Study:
         return cls(config, cohort, part, subject, group, found, starts)
 
     def chosen_rates(self, scratch: Path, n_jobs: int, rates: list[dict]) -> Rates:
-        """The learning rate of each split and share of labels: the lowest validation value of plain fine-tuning decides.
+        """The learning rate of each split and share of labels, by the lowest validation value of plain fine-tuning.
 
         That is from the first seed, on its sample. What was tried is added to `rates`. The training that was chosen is
         one of the grid, where it is a finished file.

@@ -253,6 +253,6 @@ def answer(table: pd.DataFrame, strategy: str = "preview+depth") -> str:
     n = rows["task"].nunique()
     return (
         f"`{strategy}` relative to plain fine-tuning with as many labels, over {n} label group{'s' if n > 1 else ''}; "
-        "verdicts at p < 0.05 after Holm's correction over patients, given these trainings; *not told apart* is no proof "
-        "of equality:\n\n" + "\n".join(said)
+        "verdicts at p < 0.05 after Holm's correction over patients, given these trainings; *not told apart* is no "
+        "proof of equality:\n\n" + "\n".join(said)
     )

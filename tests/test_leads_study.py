@@ -61,9 +61,9 @@ def done(cohort, tmp_path_factory):
 
 def test_every_pretraining_leaves_weights_that_say_what_they_have_seen(done):
     config, _, split, curves, kept, _ = done
-    assert list(kept["weights"] + kept["leads"]) == ["twelve12", "masking12", "selection12", "alone1"]
+    assert list(kept["weights"] + kept["leads"]) == ["twelve12", "masking12", "selection12", "twin12", "alone1"]
     assert kept["sha256"].is_unique
-    assert kept["parameters"].nunique() == 1
+    assert kept.groupby("encoder")["parameters"].nunique().to_dict() == {"leadgrid": 1, "resnet1d": 1}
     assert kept["has_seen"].str.contains("training part of folds 1\\+2").all()
     assert {"loss", "contrast"} <= set(curves["metric"])
     assert (curves["n"] == len(split.train)).all()
@@ -85,7 +85,8 @@ def test_scores_are_of_the_test_records_of_one_split(done):
     keys = ["encoder", "weights", "pooling", "strategy", "leads"]
     methods = predicted[keys].drop_duplicates().astype(str).agg("/".join, axis=1).tolist()
     frozen = [one for one in methods if "/frozen/" in one]
-    assert len(frozen) == len(config.configurations) * 9
+    assert len(frozen) == len(config.configurations) * 9 + 1
+    assert "resnet1d/twin/none/frozen/12" in frozen
     assert sorted(one for one in methods if "/full/" in one) == [
         f"leadgrid/{weights}/{pooling}/full/1" for weights, pooling in sorted(lead_study.TUNED)
     ]
@@ -176,6 +177,7 @@ def test_differences_are_between_the_scores_of_the_table(done):
         "untrained",
         "features",
         "twelve leads",
+        "twin",
     }
     macro = scores[(scores["task"] == "macro") & (scores["metric"] == "auroc")]
     value = macro.set_index(["weights", "pooling", "strategy", "leads"])["value"]
@@ -185,6 +187,7 @@ def test_differences_are_between_the_scores_of_the_table(done):
         "masking": ("masking", "fixed"),
         "untrained": ("random", "adaptive"),
         "features": ("none", "none"),
+        "twin": ("twin", "none"),
     }
     for row in table[table["task"] == "macro"].itertuples():
         mine = value[row.weights, row.pooling, row.strategy, row.leads]
@@ -195,10 +198,11 @@ def test_differences_are_between_the_scores_of_the_table(done):
     on_twelve = table[(table["leads"] == "12") & (table["against"] == "alone")]
     assert not (on_twelve["weights"] == "twelve").any(), "a function is not compared with itself"
     assert "Against the model of these leads alone: 1: " in lead_tables.answer(table)
+    assert "against resnet1d, which mixes them, pre-trained alike: " in lead_tables.answer(table)
     assert lead_tables.difference_view(table, "alone").shape[1] == 2
     assert lead_tables.score_view(scores).loc["hand-crafted features"].str.match(r"0\.\d{3} \[").all()
     panel = lead_tables.shown(scores)
-    assert panel["label"].nunique() == 6
+    assert panel["label"].nunique() == 7
     figure = drawings.degradation(panel, {"macro": "all"}, "AUROC")
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_xticklabels()] == [
@@ -270,8 +274,9 @@ def test_what_is_measured_stands_beside_the_paper(cohort, tmp_path, monkeypatch)
         lead_cost.cost_table("demo")
     lead_cost.measure(config, cohort, split, lead_study.labels(config, cohort, split))
     table = lead_cost.cost_table("demo")
-    assert list(table["leads"]) == ["12", "12", "1", "not given"]
-    assert (table["cpu_s"][:3] > 0).all()
+    assert list(table["leads"]) == ["12", "12", "1", "12", "not given"]
+    assert list(table["encoder"]) == [*["leadgrid"] * 3, "resnet1d", "Self-DANA (paper)"]
+    assert (table["cpu_s"][:4] > 0).all()
     assert table["cpu_s"][2] < table["cpu_s"][0]
     assert table["cpu_s_change"][0] == 0
     assert table["cpu_s_change"][2] == pytest.approx(100 * (table["cpu_s"][2] / table["cpu_s"][0] - 1))

@@ -27,7 +27,9 @@ class LeadsConfig(StageConfig):
     per: Literal["batch", "record"] = Field("batch", description="leads are drawn for a batch, or for each record")
     tuned: list[LeadSet] = Field([], description="configurations on which encoders are fine-tuned too; may be empty")
     tuned_epochs: int = Field(6, ge=1, description="at most; validation loss decides which is kept")
-    tuned_rate: float = Field(1e-3, gt=0, description="peak learning rate of fine-tuning")
+    tuned_rates: list[Annotated[float, Field(gt=0)]] = Field(
+        [1e-3, 3e-3], min_length=1, description="peak learning rates of fine-tuning; validation loss chooses"
+    )
     published: list[str] = Field([], description="of the profile's published models, those given fewer leads")
     published_configurations: list[LeadSet] = Field(["2", "1"], description="the leads they are given")
     cost_records: int = Field(512, ge=64, description="records of an epoch whose time and memory are measured")
