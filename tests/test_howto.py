@@ -147,9 +147,8 @@ def base(tmp_path_factory) -> Path:
     demo = folder / "profiles" / "demo.yaml"
     text = demo.read_text()
     smaller = {
-        r"n_records: 480": "n_records: 320",
         r"max_id_500: \d+": "max_id_500: 10",
-        r"n_records: 240": "n_records: 60",
+        r"n_records: 160": "n_records: 60",
         r"(?m)^  epochs: \d+": "  epochs: 1",
         r"n_simulated: \d+": "n_simulated: 200",
         r"published: \[ked, merl-vit-tiny, clef-small\]": "published: [clef-small]",
