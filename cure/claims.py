@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cure import config, paths
+from cure.course import duration
 from cure.errors import CureError
 
 HOLDS, FAILS, OPEN, NOT_RUN = "HOLDS", "DOES NOT HOLD", "INCONCLUSIVE", "NOT RUN"
@@ -248,6 +249,11 @@ def judged(
             known[path] = pd.read_csv(path, low_memory=False) if path.is_file() else None
         rows.append({**_about(claim), **_judge(claim, profile, known[path])})
     return pd.DataFrame(rows)[COLUMNS].astype(dict.fromkeys(("value", "lo", "hi", "p_holm", "minutes"), float))
+
+
+def time(minutes: float) -> str:
+    """How long a claim's command is expected to take, in words; `minutes` is NaN where that was not measured."""
+    return "time not measured" if np.isnan(minutes) else f"about {duration(60 * minutes)} on two cores"
 
 
 def _about(claim: Claim) -> dict:

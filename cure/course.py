@@ -98,12 +98,18 @@ class Course:
 
     def _outlook(self, stage: str) -> str:
         """How long this stage took before, and all that may follow."""
+        if stage in _OTHERS:  # seconds, and never measured
+            return ""
         before = self.usual.get(stage)
         parts = [] if before is None else [f"{duration(before)} when last measured"]
         coming = [name for name in self.stages if name not in self.became and name not in _OTHERS]
-        known = [self.usual[name] for name in coming if name in self.usual]
-        if before is not None and coming and len(known) == len(coming):
-            parts.append(f"at most {duration(before + sum(known))} left by those times")
+        known = [self.usual[name] for name in [stage, *coming] if name in self.usual]
+        unknown = 1 + len(coming) - len(known)
+        if coming and known and not unknown:
+            parts.append(f"at most {duration(sum(known))} left by those times")
+        elif coming and known:
+            stages = f"{unknown} stage{'s' if unknown > 1 else ''}"
+            parts.append(f"at least {duration(sum(known))} left, {stages} not measured")
         return f" ({'; '.join(parts)})" if parts else ""
 
     def _finish(self) -> None:

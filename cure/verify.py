@@ -9,9 +9,11 @@ A check that fails is an error of the artifact. A claim that does not hold (`cur
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +34,8 @@ Depth = Literal["tables", "embeddings", "raw"]
 DEPTHS: tuple[Depth, ...] = ("tables", "embeddings", "raw")
 #: Kind, stage, then name, rows, problem and reason for skipping of each table or figure, and seconds.
 Made = tuple[str, str, list[tuple[str, int, str, str]], float]
+#: Fewest and most columns of the claims in a terminal, whatever its own width.
+_NARROW, _WIDE = 60, 110
 #: Largest difference between a score of a head fitted anew and the published one.
 SCORES = 1e-3
 
@@ -105,11 +109,21 @@ def report(checks: list[Check]) -> str:
 
 
 def judged_report(table: pd.DataFrame) -> str:
-    """Claims as a terminal shows them: how many of each status, then a line each with the reason."""
+    """Claims as a terminal shows them: how many of each status, then each with its statement, reason and command."""
     lines = [", ".join(f"{(table['status'] == status).sum()} {status}" for status in claims.STATUSES)]
-    width = int(table["id"].str.len().max())
-    lines += [f"{row.status:<13}  {row.id:<{width}}  {row.reason}" for row in table.itertuples()]
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROW), _WIDE)
+    for row in table.itertuples():
+        lines.append(f"{row.status:<13}  {row.id}")
+        lines += _wrapped(str(row.statement), width) + _wrapped(f"why: {row.reason}", width)
+        lines.append(f"    {row.command}  ({claims.time(float(row.minutes))})")  # unbroken, to be copied
     return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    indent = " " * 4
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _timed(name: str, look: Callable[[], tuple[str, str]]) -> Iterator[Check]:
@@ -155,6 +169,7 @@ def replayed(profile: str, root: Path | None = None, *, whole: bool = False) -> 
     both = [(kind, stage) for kind in ("tables", "figures") for stage in stages]
     numbers = "values, counts, intervals and tests follow" if whole else "values and counts follow"
     shown: set[str] = set()
+    made: set[str] = set()
     work = [(kind, profile, stage, root, whole) for kind, stage in both]
     for kind, stage, found, seconds in progress(_each(work), desc="follows", total=len(work), unit="stage"):
         wrong = [f"{name}: {problem}" for name, _, problem, _ in found if problem]
@@ -163,6 +178,8 @@ def replayed(profile: str, root: Path | None = None, *, whole: bool = False) -> 
         name = f"{kind} of {stage}"
         if kind == "figures":
             shown |= {one for one, *_ in found}
+        else:  # a result may be about several tables
+            made |= {name for several, *_ in found for name in several.split(", ")}
         if wrong:
             yield Check(name, FAIL, some(wrong), seconds)
         elif good and kind == "tables":
@@ -172,6 +189,10 @@ def replayed(profile: str, root: Path | None = None, *, whole: bool = False) -> 
         if missing:
             yield Check(name, SKIPPED, f"{some(list(missing))}: {next(iter(missing.values()))}")
     pictures = sorted(file.stem for file in (root / "figures" / profile).glob("*.png"))
+    tables = sorted(file.stem for file in (root / "tables" / profile).glob("*.csv"))
+    if left := [name for name in tables if name not in made]:
+        said = "not made again, since they do not follow from predictions alone"
+        yield Check("other tables", SKIPPED, f"{len(left)} of {len(tables)} tables {said}: {', '.join(left)}")
     if left := [name for name in pictures if name not in shown]:
         yield Check("other figures", SKIPPED, f"{some(left)}: drawn from records or models, not from tables alone")
 

@@ -88,6 +88,14 @@ def test_a_whole_bundle_passes(bundle, capsys):
     )
 
 
+def test_checking_names_the_tables_that_are_not_made_again(root, tmp_path, capsys):
+    (root / f"tables/{P}/toy_other.csv").write_text("a\n1\n")
+    bundle = archive.make(P, tmp_path / "other.tar")
+    assert cli.main(["archive", "--check", str(bundle)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "other tables" in line]
+    assert line.startswith("SKIPPED") and line.endswith("do not follow from predictions alone: toy_other")
+
+
 def test_a_changed_file_is_found_by_its_sum(bundle, capsys):
     file = rewritten(bundle, lambda name, blob: blob + b"\n" if name.endswith("toy_means.csv") else blob)
     assert cli.main(["archive", "--check", str(file)]) == 1

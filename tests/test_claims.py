@@ -194,6 +194,22 @@ def test_ids_are_unique_and_broken_yaml_is_said(tmp_path):
         claims.load(tmp_path / "absent.yaml")
 
 
+def test_claims_about_fewer_leads_select_the_leads_that_they_name():
+    numbers = {"six": "6", "four": "4", "three": "3", "two": "2", "one": "1"}
+    found = {claim.id: claim for claim in claims.load(ROOT / "claims.yaml") if claim.table == "leads_differences"}
+    assert found["selection-graceful-degradation"].select["leads"] == list(numbers.values())
+    assert all(name in found["selection-graceful-degradation"].statement for name in numbers)
+    assert all("leads" in claim.select for claim in found.values()), "twelve leads are a row of that table too"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "said"),
+    [(1, "about 60 s on two cores"), (148, "about 2 h 28 min on two cores"), (np.nan, "time not measured")],
+)
+def test_the_time_of_a_command_in_words(minutes, said):
+    assert claims.time(minutes) == said
+
+
 def test_committed_claims_cover_all_systems_and_find_their_rows(monkeypatch):
     monkeypatch.chdir(ROOT)
     table = claims.judged("ptbxl-subset")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from cure import doctor
+from cure import config, doctor
 
 ABOUT = {"cpu": "Testcore 1", "cores": 2, "memory_gib": 16, "system": "Linux", "python": "3.12.1"}
 MACHINE = doctor.Machine(ABOUT, 2, 100.0, 8.0, "", doctor.REFERENCE_GFLOPS)
@@ -89,7 +89,37 @@ def test_times_are_recorded_ones_scaled_by_speed_or_the_readmes(root):
     record(root, "demo", 360)
     slow = replace(MACHINE, gflops=doctor.REFERENCE_GFLOPS / 3)
     found = verdict(root, "demo", slow)
-    assert found.minutes == pytest.approx(36) and found.basis == "12 min recorded on 2 cores"
+    assert found.minutes == pytest.approx(36) and not found.whole
+    assert found.basis == f"12 min recorded on 2 cores, measured for 2 of {len(config.STAGES)} stages"
+    assert "can run, at least 36 min here (12 min" in doctor.text(slow, [found], "", [])
+    for stage in config.STAGES:
+        file = root / "results" / "resources" / "demo" / f"{stage}.json"
+        file.write_text(json.dumps({"stage": stage, "wall_s": 60, "peak_rss_mb": 1, "machine": {"cores": 2}}))
+    found = verdict(root, "demo")
+    assert found.whole and found.basis == f"{len(config.STAGES)} min recorded on 2 cores"
+
+
+def test_disk_is_compared_with_what_the_profiles_sources_take(root):
+    """Of profile `paper`: 3 + 3 GiB of PTB-XL, 46 + 38 of CODE-15 %, and 4 to work with."""
+    able = replace(MACHINE, accelerator="1 x GPU, 80 GiB")
+    (said,) = [item for item in verdict(root, "paper", replace(able, free_gib=93.0)).missing if "of disk" in item]
+    assert said == (
+        "94 GiB of disk (free 93.0): 4 to work with, 3.0 for PTB-XL 1.0.3 as downloaded, 3.0 for PTB-XL 1.0.3 as "
+        "packed, 46.0 for CODE-15 % as downloaded, 38.0 for CODE-15 % as packed"
+    )
+    assert verdict(root, "paper", replace(able, free_gib=94.5)).status == "can run, once it has fetched"
+    # What is here already takes no more: neither a local copy nor a store.
+    for source, marker in (("ptbxl", "ptbxl_database.csv"), ("code15", "exams.csv")):
+        (root / "data" / "raw" / source).mkdir(parents=True)
+        (root / "data" / "raw" / source / marker).write_text("")
+    assert any("45 GiB of disk" in item for item in verdict(root, "paper", replace(able, free_gib=44.0)).missing)
+    store = root / "data" / "cohorts" / "paper" / "code15"
+    store.mkdir(parents=True)
+    (store / "cohort.json").write_text("{}")
+    assert not any("of disk" in item for item in verdict(root, "paper", replace(able, free_gib=8.0)).missing)
+    # The oldest tenth of PTB-XL, and some parts of CODE-15 %, take their share.
+    assert not any("of disk" in item for item in verdict(root, machine=replace(MACHINE, free_gib=5.0)).missing)
+    assert doctor._disk("code15", {"parts": [0, 1]}, fetches=True, packs=False)[0][0] == pytest.approx(46 / 9)
 
 
 def test_the_report_says_it_all():

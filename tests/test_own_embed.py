@@ -207,6 +207,52 @@ def test_what_is_wrong_with_the_command_is_said(mv, tmp_path, capsys, monkeypatc
     assert not list(tmp_path.glob("emb*"))
 
 
+def test_a_path_that_leads_to_no_record_is_a_row_and_stops_nothing(mv, tmp_path, capsys):
+    """As `cure embed ecgs/*` names them: words, a folder without records, a file that is gone, a JSON beside one."""
+    folder = tmp_path / "ecgs"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "README.txt").write_text("words")
+    write_npz(folder / "a.npz", mv[0], FS)
+    write_npz(folder / "z.npz", mv[1], FS)
+    write_npy(folder / "m.npy", mv[2], fs=FS, unit="mV", leads=list(LEADS))
+    assert (folder / "m.json").is_file()
+    names = sorted(path.relative_to(tmp_path) for path in folder.iterdir())
+    table = run(*names, "ecgs/gone.csv", "ecgs/a.npz").set_index("record")
+    assert table.index.tolist() == [
+        *("ecgs/README.txt", "ecgs/a.npz", "ecgs/empty", "ecgs/m.npy", "ecgs/z.npz", "ecgs/gone.csv")
+    ]
+    good = ["ecgs/a.npz", "ecgs/m.npy", "ecgs/z.npz"]
+    assert table["error"].isna().tolist() == [name in good for name in table.index]
+    assert table["error"]["ecgs/README.txt"].startswith("ecgs/README.txt is of no known format: .csv, ")
+    assert table["error"]["ecgs/empty"].startswith("no record of ")
+    assert table["error"]["ecgs/gone.csv"] == "ecgs/gone.csv is not there"
+    out = capsys.readouterr().out
+    assert "3 of 6 records" in out and "ecgs/gone.csv: ecgs/gone.csv is not there" in out
+    same = run(*good, "--restart")
+    np.testing.assert_array_equal(vectors(same), vectors(table.loc[good]))
+    # An output in the folder that is named is passed over, and so is what --format leaves out.
+    assert len(run(*names, "emb.parquet", "emb.parquet.parts", "--restart", "--format", "numpy")) == 5
+    few = ["--model", "leadcnn", "--weights", "random", "--out", "other.parquet"]
+    refused("gone is not there; ecgs/README.txt is of no known", capsys, "embed", "gone", "ecgs/README.txt", *few)
+    refused("no record of format edf at ecgs/a.npz", capsys, "embed", "ecgs/a.npz", "--format", "edf", *few)
+    assert not (tmp_path / "other.parquet").exists()
+
+
+def test_an_unfinished_run_knows_the_paths_that_led_nowhere(mv, tmp_path, capsys, monkeypatch):
+    write_npz(tmp_path / "a.npz", mv[0], FS)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    few = ["--model", "leadcnn", "--weights", "random", "--out", "emb.parquet", "--workers", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "load", interrupted)
+        assert cli.main(["embed", "a.npz", "gone.csv", *few]) == 130
+    refused("differs in the records", capsys, "embed", "a.npz", "lost.csv", *few)
+    assert cli.main(["embed", "a.npz", "gone.csv", *few]) == 0
+    assert pd.read_parquet("emb.parquet")["record"].tolist() == ["a.npz", "gone.csv"]
+
+
 def test_weights_by_name_by_file_and_none_at_all(mv, tmp_path, capsys, project):
     path = write_npz(tmp_path / "a.npz", mv[0], FS)
     refused("say the weights of leadcnn with --weights: random, hub", capsys, "embed", path, "--model", "leadcnn")

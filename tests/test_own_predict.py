@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -167,6 +168,27 @@ def test_errors_name_what_there_is(made, capsys, raw_folder, cohort):
         )
     finally:
         weights.write_bytes(blob)
+
+
+def test_an_auroc_that_is_not_defined_stops_nothing(made, capsys, monkeypatch, raw_folder, cohort):
+    """Validation records of one class have no AUROC; with few positives it has no interval."""
+    file, load = records(raw_folder, cohort, 1)[0], kept.load
+    for value, lo, hi, said in (
+        (None, None, None, "AUROC not defined on its "),
+        (0.8125, None, None, "AUROC 0.812 on its "),
+        (0.8125, 0.7, 0.9, "AUROC 0.812 [0.700, 0.900] on its "),
+    ):
+        score = kept.Score(metric="auroc", value=value, lo=lo, hi=hi)
+
+        def changed(*arguments, score=score):
+            one = load(*arguments)
+            scores = [score if old.metric == "auroc" else old for old in one.card.scores]
+            return replace(one, card=one.card.model_copy(update={"scores": scores}))
+
+        monkeypatch.setattr(kept, "load", changed)
+        table = run(file, "--restart")
+        assert said in capsys.readouterr().out
+        assert table["val_auroc"].tolist() == [value if value is not None else ""]
 
 
 # --- the page

@@ -15,8 +15,8 @@ from cure.own.names import lead_of, split_unit, unit_of
 from cure.own.record import Given, Record
 from cure.signals import LEADS
 
-pytest.importorskip("edfio", reason="pip install 'cure-ecg[records]'")
-pydicom = pytest.importorskip("pydicom", reason="pip install 'cure-ecg[records]'")
+pytest.importorskip("edfio", reason="pip install -e '.[records]'")
+pydicom = pytest.importorskip("pydicom", reason="pip install -e '.[records]'")
 ALL = tuple(range(12))
 
 

@@ -90,8 +90,21 @@ def test_each_stage_says_which_it_is_of_how_many_and_what_is_left(clock):
 
 def test_no_time_is_promised_where_a_stage_was_never_measured(clock):
     followed = Course("demo", {"heads": "fits", "report": "tells"}, usual={"heads": 90.0}, clock=clock)
-    assert followed.read("Running stage 'heads@demo':\n") == "[ 1/2] heads: fits (90 s when last measured)\n"
+    assert followed.read("Running stage 'heads@demo':\n") == (
+        "[ 1/2] heads: fits (90 s when last measured; at least 90 s left, 1 stage not measured)\n"
+    )
     assert followed.read("Running stage 'report@demo':\n") == "[ 2/2] report: tells\n"
+
+
+def test_what_is_left_counts_what_was_measured_and_says_of_how_many_it_was_not(clock):
+    stages = {"download": "gets", "heads": "fits", "leads": "cuts", "report": "tells", "render": "shows"}
+    followed = Course("demo", stages, usual={"heads": 90.0, "report": 300.0}, clock=clock)
+    assert [followed.read(f"Running stage '{name}@demo':\n") for name in ("download", "heads", "leads", "report")] == [
+        "[ 1/5] download: gets (at least 6 min left, 2 stages not measured)\n",
+        "[ 2/5] heads: fits (90 s when last measured; at least 6 min left, 1 stage not measured)\n",
+        "[ 3/5] leads: cuts (at least 5 min left, 1 stage not measured)\n",
+        "[ 4/5] report: tells (5 min when last measured)\n",
+    ]
 
 
 def test_a_failed_run_says_where_it_stopped_and_that_it_goes_on(clock):

@@ -21,7 +21,7 @@ from PIL import Image
 from published import PROFILE, project_of
 from pydantic import ValidationError
 
-from cure import claims, config, contents, findings, report
+from cure import claims, config, contents, findings, paths, report, verify
 from cure.site import answers, browse, items, markup, pictures, pipeline
 
 #: Enough of the study for every kind of page, and little enough for seconds.
@@ -249,9 +249,48 @@ def test_claims_about_measured_times_stand_where_nothing_is_hashed(project, site
     measured = {claim.id for claim in claims.load() if claim.measured}
     assert measured
     index, page = ((site / name).read_text() for name in ("index.html", "pipeline.html"))
+    judged = claims.judged(PROFILE, measured=paths.resources(PROFILE)).set_index("id")
     for name in measured:
-        assert f'id="claim-{name}"' in page
+        row = re.search(rf'<tr id="claim-{name}">.*?</tr>', page, flags=re.S)[0]
+        assert f">{judged['status'][name]}</span>" in row, name
         assert f'id="claim-{name}"' not in index
+
+
+def test_claims_about_measured_times_are_judged_as_verify_judges_them(project, site, monkeypatch):
+    """By what was measured, not NOT RUN; here by made-up numbers in the place of the committed ones."""
+    monkeypatch.chdir(project)
+    cost = paths.resources(PROFILE) / "leads_cost.csv"
+    before = cost.read_bytes() if cost.is_file() else None
+    rows = [{"way": "selected", "leads": 1, "peak_mb": 1, "cpu_s": 9}, {"way": "zero-filled", "leads": 12}]
+    pd.DataFrame([rows[0], {**rows[1], "peak_mb": 10, "cpu_s": 10}]).assign(gpu_peak_mb=np.nan, gpu_s=np.nan).to_csv(
+        cost, index=False
+    )
+    try:
+        report.render(PROFILE)
+        page = (project / "site" / PROFILE / "pipeline.html").read_text()
+    finally:
+        cost.unlink() if before is None else cost.write_bytes(before)
+        report.render(PROFILE)
+    expected = {"memory": claims.HOLDS, "time": claims.FAILS}
+    for kind, status in expected.items():
+        row = re.search(rf'<tr id="claim-selection-cpu-{kind}">.*?</tr>', page, flags=re.S)[0]
+        assert f">{status}</span>" in row
+    assert re.search(rf'<tr id="claim-selection-gpu-time"><td><span[^>]*>{claims.NOT_RUN}<', page)
+
+
+def test_how_to_check_the_artifact_is_said_for_every_depth(site):
+    index = (site / "index.html").read_text()
+    said = re.search(r"<p[^>]*>Whether the artifact itself.*?</p>", index, flags=re.S)[0]
+    for depth in verify.DEPTHS:
+        option = "" if depth == verify.DEPTHS[0] else f" --depth {depth}"
+        assert f"<code>cure verify --profile {PROFILE}{option}</code>" in said
+    for outcome in ("PASS", "FAIL", "SKIPPED", "seconds", "minutes", "as long as the pipeline takes"):
+        assert outcome in said
+
+
+def test_counting_of_claims_that_are_elsewhere(site, project, monkeypatch):
+    monkeypatch.chdir(project)
+    index, measured = (site / "index.html").read_text(), [claim for claim in claims.load() if claim.measured]
     assert f"{len(measured)} more are about time and memory" in index
 
 
@@ -264,7 +303,9 @@ def test_claims_have_the_status_that_verify_gives_them(project, site, monkeypatc
     for one in judged.itertuples():
         row = re.search(rf'<tr id="claim-{one.id}">.*?</tr>', index, flags=re.S)[0]
         assert f">{one.status}</span>" in row
-        assert one.command in row
+        assert f"<code>{one.command}</code>, {claims.time(one.minutes)}" in row
+        assert f"<code>{one.id}</code>" in row
+        assert one.rows in html.unescape(row)
     assert {claims.NOT_RUN, claims.HOLDS} <= set(judged["status"])
 
 

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from cure import cli, config, integrity, recompute, redraw, replay
+from cure import claims, cli, config, integrity, recompute, redraw, replay
 from cure.errors import CureError
+from cure.verify import judged_report
 
 P = artifact.PROFILE
 
@@ -46,9 +47,38 @@ def test_a_whole_artifact_passes_and_its_claims_are_shown(root, capsys):
     assert found["other figures"][0] == "SKIPPED" and "toy_signal" in found["other figures"][1]
     assert found["heads from embeddings"][0] == found["pipeline from raw records"][0] == "SKIPPED"
     text = capsys.readouterr().out
-    assert "toy-mean" in text and "HOLDS" in text
+    assert "HOLDS          toy-mean\n    The mean score of task A is above a half.\n    why: " in text
+    assert "\n    cure repro --profile demo  (about 60 s on two cores)\n" in text
     (claim,) = json.loads((root / "out.json").read_text())["claims"]
     assert claim["status"] == "HOLDS" and claim["value"] > 0.5
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("20", 60), ("80", 80), ("300", 110)])
+def test_claims_are_wrapped_and_their_commands_are_not(root, monkeypatch, columns, widest):
+    monkeypatch.setenv("COLUMNS", columns)
+    file = root / "claims.yaml"
+    text = file.read_text().replace("is above a half.", "is above a half, " + "whatever else may be said of it, " * 9)
+    file.write_text(
+        text.replace("--profile demo", f"--profile demo {'x' * 150}").replace("minutes: 1", "minutes: null")
+    )
+    lines = judged_report(claims.judged(P)).splitlines()
+    command = lines.pop()
+    assert command == f"    cure repro --profile demo {'x' * 150}  (time not measured)"
+    said = [line for line in lines[2:] if line.startswith("    ")]
+    assert len(said) > 3 and widest - 20 < max(map(len, said)) <= widest
+
+
+def test_tables_that_do_not_follow_from_predictions_are_named(root):
+    verify(root)
+    assert "other tables" not in checks(root)
+    for name in ("toy_other", "toy_seconds"):
+        (root / f"tables/{P}/{name}.csv").write_text("a\n1\n")
+    artifact.lock(root)
+    assert verify(root) == 0
+    assert checks(root)["other tables"] == (
+        "SKIPPED",
+        "2 of 3 tables not made again, since they do not follow from predictions alone: toy_other, toy_seconds",
+    )
 
 
 def test_a_claim_that_does_not_hold_is_no_failure(root):

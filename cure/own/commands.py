@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cure.errors import CureError
 
 if TYPE_CHECKING:
+    from cure.kept import Card
     from cure.own.embed import How
     from cure.own.find import Item
     from cure.own.record import Given
@@ -66,10 +67,9 @@ def _predict(options: argparse.Namespace) -> None:
 
     given, how = _given(options), _how(options)
     representation, one = find_head(options.task, options.profile, options.head, options.representation)
-    card, auroc = one.card, next(score for score in one.card.scores if score.metric == "auroc")
-    interval = "" if auroc.lo is None else f" [{auroc.lo:.3f}, {auroc.hi:.3f}]"
+    card = one.card
     print(f"{card.task} ({card.title}): {card.head} head on {representation}, fitted on {card.cohort_title}")
-    print(f"AUROC{interval and ''} {auroc.value:.3f}{interval} on its {card.val.n} validation records")
+    print(f"{_auroc(card)} on its {card.val.n} validation records")
     items = _items(options)
     began = time.perf_counter()
     summary = predict(items, given, options.out, representation=representation, one=one, how=how)
@@ -77,12 +77,48 @@ def _predict(options: argparse.Namespace) -> None:
     _report(summary, options.out, time.perf_counter() - began)
 
 
-def _items(options: argparse.Namespace) -> "list[Item]":
-    from cure.own.find import find
+def _auroc(card: "Card") -> str:
+    """AUROC of a kept head, with its interval where there is one; one class among validation records leaves none."""
+    one = next(score for score in card.scores if score.metric == "auroc")
+    if one.value is None:
+        return "AUROC not defined"
+    return f"AUROC {one.value:.3f}" + ("" if one.lo is None else f" [{one.lo:.3f}, {one.hi:.3f}]")
 
-    found = find(options.paths, options.format)
-    # A CSV of predictions in the folder that is searched is no record.
-    return [item for item in found if item.path.resolve() != options.out.resolve()]
+
+def _items(options: argparse.Namespace) -> "list[Item]":
+    """Records below the paths; a path that leads to none is one that failed, as long as another leads to some.
+
+    Raises
+    ------
+    CureError
+        If there is no record at all: says why of the first paths.
+    """
+    from cure.own.find import find
+    from cure.own.stream import Lost
+
+    # What an earlier run wrote into the folder that is searched is no record.
+    written = {options.out.resolve(), options.out.with_name(f"{options.out.name}.parts").resolve()}
+    items: list[Item] = []
+    for path in options.paths:
+        if path.resolve() in written:
+            continue
+        try:
+            items += find([path])
+        except CureError as error:
+            items.append(Lost(path, "unknown", reason=str(error)))
+    wanted = set(options.format or ())
+    good = [item for item in items if not isinstance(item, Lost) and item.path.resolve() not in written]
+    good = [item for item in good if not wanted or item.format in wanted]
+    if not good:
+        reasons = [item.reason for item in items if isinstance(item, Lost)]
+        more = f"; and {len(reasons) - _SHOWN:,} more" if len(reasons) > _SHOWN else ""
+        kinds = f"of format {' or '.join(sorted(wanted))} " if wanted else ""
+        none = f"no record {kinds}at {', '.join(map(str, options.paths[:_SHOWN]))}"
+        raise CureError("; ".join(reasons[:_SHOWN]) + more if reasons else none)
+    # A JSON file beside a record says what the record does not: `ecgs/*` names both.
+    beside = {item.path.with_suffix(".json") for item in items if not isinstance(item, Lost)}
+    kept = set(good) | {item for item in items if isinstance(item, Lost) and item.path not in beside}
+    return [item for item in dict.fromkeys(items) if item in kept]
 
 
 def _given(options: argparse.Namespace) -> "Given":

@@ -55,6 +55,19 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class Lost(Item):
+    """A path that leads to no record: its row says why.
+
+    Attributes
+    ----------
+    reason : str
+        Why there is no record.
+    """
+
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Job:
     """What is to be done.
 
@@ -183,7 +196,9 @@ def _row(job: Job, item: Item, record: Record | str, result: Mapping[str, Any] |
 def _plan(job: Job) -> dict[str, Any]:
     given = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(job.given).items()}
     options = json.loads(json.dumps({**given, **job.about}))
-    return {"options": options, "records": stamp(job.items), "n": len(job.items), "code": fingerprint("own", PART)}
+    records = stamp([item for item in job.items if not isinstance(item, Lost)])
+    records += "".join(f"; {item.reason}" for item in job.items if isinstance(item, Lost))
+    return {"options": options, "records": records, "n": len(job.items), "code": fingerprint("own", PART)}
 
 
 def _begin(job: Job, plan: dict[str, Any], restart: bool) -> None:
@@ -253,9 +268,15 @@ def _reader(job: Job, workers: int) -> Iterator[Callable[[list[Item]], Future]]:
     else:
         pool = ThreadPoolExecutor(1)
     try:
-        yield lambda items: pool.submit(load, items, job.given, job.needed)
+        yield lambda items: pool.submit(_load, items, job.given, job.needed)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _load(items: list[Item], given: Given, needed: tuple[int, ...]) -> list[Record | str]:
+    """`load`, and the reason of each path that leads to no record."""
+    found = iter(load([item for item in items if not isinstance(item, Lost)], given, needed))
+    return [item.reason if isinstance(item, Lost) else next(found) for item in items]
 
 
 def _child() -> None:

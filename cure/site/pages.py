@@ -94,7 +94,7 @@ class Site:
         self._templates = Environment(
             loader=PackageLoader("cure", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
-        self._templates.filters |= {"number": number, "code": code}
+        self._templates.filters |= {"number": number, "code": code, "time": claims.time}
 
     def _made(self, stage: str) -> Path:
         return paths.stage(self.profile, stage)
@@ -255,7 +255,7 @@ class Site:
         if not (paths.root() / "claims.yaml").is_file():
             return None
         chosen = {claim.id for claim in claims.load() if claim.measured == measured}
-        table = claims.judged(self.profile)
+        table = claims.judged(self.profile, measured=paths.resources(self.profile) if measured else None)
         table = table[table["id"].isin(chosen)]
         known = {path.stem for path in paths.resources(self.profile).glob("*.csv")}
         pages = [
