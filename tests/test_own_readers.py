@@ -345,7 +345,7 @@ def test_without_the_library_the_record_says_what_to_install(mv, tmp_path, monke
         raise ImportError(name)
 
     monkeypatch.setattr(readers, "import_module", absent)
-    refused("pip install 'cure-ecg[records]'", write_edf(tmp_path / "x.edf", mv, 250))
+    refused("pip install -e '.[records]'", write_edf(tmp_path / "x.edf", mv, 250))
 
 
 def test_pydicoms_own_ecg():

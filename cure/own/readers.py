@@ -1,6 +1,6 @@
 """Reading a record of any format: what the file says in a `Raw`, then twelve leads in mV.
 
-The libraries are wfdb, edfio, pydicom, pandas and numpy. edfio and pydicom come with `pip install 'cure-ecg[records]'`.
+The libraries are wfdb, edfio, pydicom, pandas and numpy. edfio and pydicom come with `pip install -e '.[records]'`.
 Nothing is unpickled.
 """
 
@@ -166,7 +166,7 @@ def _library(name: str, what: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UnusableError(f"reading {what} needs {name}: pip install 'cure-ecg[records]'") from error
+        raise UnusableError(f"reading {what} needs {name}: pip install -e '.[records]'") from error
 
 
 _READERS: dict[str, Callable[[Item, Given], Raw]] = {
