@@ -34,6 +34,8 @@ class Seen:
         What the encoder was given, in mV.
     attribution : (n_leads, n_bins) array
         Integrated gradients summed over bins of 40 ms, log-odds.
+    error : float
+        By how much their sum misses the change of the log-odds from the baseline, as a share of their absolute sum.
     table : DataFrame
         A row for the leads that were ticked and one for all twelve: probability, log-odds, and counted cost.
     """
@@ -42,6 +44,7 @@ class Seen:
     leads: list[str]
     mv: np.ndarray
     attribution: np.ndarray
+    error: float
     table: pd.DataFrame
 
 
@@ -91,7 +94,7 @@ def see(config: LeadsConfig, cohort: Cohort, split: Split, ticked: list[str], re
         made.append(_row_of(config, chosen, log_odds))
     assert shown is not None
     mine = lead_study.given(model, x[part.test], leads)
-    found = integrated_gradients(shown[0], mine, STEPS, tolerance=float("inf")).value[0]
+    found = integrated_gradients(shown[0], mine, STEPS, tolerance=float("inf"))
     table = pd.DataFrame(made).set_index("leads")
     for name in ("MFLOP", "activations, kB"):
         change = 100 * (table[name] / table[name].iloc[-1] - 1)
@@ -101,7 +104,8 @@ def see(config: LeadsConfig, cohort: Cohort, split: Split, ticked: list[str], re
         int(cohort.records["record_id"].iloc[row]),
         [LEADS[lead] for lead in leads],
         window,
-        binned(found, model.input_spec.fs),
+        binned(found.value[0], model.input_spec.fs),
+        abs(float(found.error[0])),
         table,
     )
 
@@ -139,5 +143,7 @@ def caption(config: LeadsConfig, seen: Seen, cohort_title: str) -> str:
     what = tasks.TITLES.get(config.task, config.task)
     return (
         f"Integrated gradients of the log-odds of {config.task} ({what}) for record {seen.record_id} ({cohort_title}), "
-        f"seen with {', '.join(seen.leads)} only: orange raises the log-odds, blue lowers them, per lead and 40 ms."
+        f"seen with {', '.join(seen.leads)} only: orange raises the log-odds, blue lowers them, per lead and 40 ms. "
+        "Their sum misses the change from the baseline "
+        f"by {seen.error:.1%} of their absolute sum. What such attributions are worth is asked in notebook 09."
     )

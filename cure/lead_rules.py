@@ -26,6 +26,7 @@ from cure.settings.embed import EmbedConfig
 from cure.settings.leads import LeadsConfig
 from cure.shards import fingerprint
 from cure.splits import Split
+from cure.tables import marks
 from cure.tasks import Labels
 from cure.training import alone
 
@@ -169,7 +170,9 @@ def view(table: pd.DataFrame, task: str = "macro") -> pd.DataFrame:
     text = [f"{r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}]{' *' if r.p_holm < 0.05 else ''}" for r in gaps.itertuples()]
     named = gaps.assign(
         text=text,
-        model=[f"{row.encoder} ({row.weights})" for row in gaps.itertuples()],
+        model=[
+            f"{row.encoder} ({row.weights}){mark}" for row, mark in zip(gaps.itertuples(), marks(gaps), strict=True)
+        ],
         twelve=[f"{whole.loc[row.encoder, 'value']:.3f}" for row in gaps.itertuples()],
         fitted="head of " + gaps["fitted"].astype(str),
     )

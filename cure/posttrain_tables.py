@@ -17,6 +17,7 @@ from cure.finetune_tables import STRATEGY, with_label
 from cure.posttrain import REFITTED, ablated
 from cure.scores import MEAN, fold_seeds
 from cure.settings.posttrain import PosttrainConfig
+from cure.tables import marks
 
 #: What strategies are compared by: ranking, rare labels, and calls at the threshold that validation chose.
 METRICS = ("auroc", "auprc", "f1_tuned")
@@ -211,7 +212,10 @@ def _seen(table: pd.DataFrame, names: list[str]) -> pd.Index:
 def score_view(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Scores of one metric: strategy by group (with its number of labels) and share of labels."""
     rows = labelled(table[table["metric"] == metric])
-    text = [f"{row.value:.3f} [{row.lo:.3f}, {row.hi:.3f}]" for row in rows.itertuples()]
+    text = [
+        f"{row.value:.3f} [{row.lo:.3f}, {row.hi:.3f}]{mark}"
+        for row, mark in zip(rows.itertuples(), marks(rows), strict=True)
+    ]
     return _wide(rows, text, ["label"], ["labels", "share"])
 
 
