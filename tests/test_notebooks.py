@@ -27,7 +27,7 @@ def test_notebooks_call_show_and_say(file):
     for cell in cells:
         assert not cell.outputs, "outputs are stripped"
         # A stage with many settings lists them one a line.
-        assert len(cell.source.splitlines()) <= (22 if "parameters" in cell.metadata.get("tags", []) else 15)
+        assert len(cell.source.splitlines()) <= (20 if "parameters" in cell.metadata.get("tags", []) else 15)
         kinds = (ast.For, ast.While, ast.If, ast.FunctionDef, ast.ClassDef, ast.Try)
         assert not any(isinstance(node, kinds) for node in ast.walk(ast.parse(cell.source))), cell.source
 

@@ -78,6 +78,32 @@ def test_differences_are_those_of_the_committed_tables():
         assert f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]" in RESULTS
 
 
+def test_gains_of_post_training_are_those_of_the_committed_table():
+    table = pd.read_csv(ROOT / "tables/ptbxl-subset/post_training_gains.csv")
+    block = RESULTS.split("post_training_gains.csv -->")[1].split("<!-- end of post-training")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if "`" in line]
+    assert len(rows) == len(table.drop_duplicates(["strategy", "fraction", "task"]))
+    for name, share, group, *cells in rows:
+        strategy = re.search(r"`([\w+]+)`", name).group(1)
+        mine = table[(table["strategy"] == strategy) & (table["task"] == group)]
+        mine = mine[(100 * mine["fraction"]).round() == float(share.removesuffix("%"))].set_index("metric")
+        for cell, metric in zip(cells, ("auroc", "auprc"), strict=True):
+            row = mine.loc[metric]
+            text = f"{row['relative']:+.1%} [{row['relative_lo']:+.1%}, {row['relative_hi']:+.1%}]"
+            assert cell == text + (" *" if row["p_holm"] < 0.05 else ""), (name, share, group)
+
+
+def test_scores_with_fewer_leads_are_those_of_the_committed_table():
+    table = pd.read_csv(ROOT / "tables/ptbxl-subset/leads.csv", dtype={"leads": str}, keep_default_na=False)
+    table = table[(table["task"] == "macro") & (table["metric"] == "auroc") & (table["strategy"] == "frozen")]
+    table = table.astype({"value": float, "lo": float, "hi": float}).set_index(["weights", "pooling", "leads"])
+    rows = [row for row in rows_between("leads.csv", "end of leads") if row[1]]
+    assert len(rows) == 6
+    for names, numbers in rows:
+        leads = ["12", "6", "4", "3", "2", "1"][-len(numbers) :]
+        assert numbers == [shown(table.loc[(*names, name)]) for name in leads], names
+
+
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem
 )
