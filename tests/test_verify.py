@@ -266,6 +266,9 @@ def test_pictures_are_compared_by_what_can_be_seen():
     dot = white.copy()
     dot[40, 30:33, :3] = 0
     assert "the first at x 30, y 40" in redraw.difference(white, dot)
+    assert "the first at x 30, y 40" in redraw.difference(dot, white)
+    assert redraw.difference(dot, np.roll(dot, 1, axis=0)) == "", "a line that snapped to the next pixel"
+    assert redraw.difference(dot, np.roll(dot, 2, axis=0)) != ""
     assert "measures 100 x 100, drawn again 100 x 50" in redraw.difference(white, white[:50])
 
 
