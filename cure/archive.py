@@ -153,7 +153,10 @@ def unpack(file: Path, target: Path) -> Path:
                 raise CureError(f"{file.name} is no bundle: it needs one top folder and no file twice")
             if sum(member.size for member in members) > _LARGEST:
                 raise CureError(f"{file.name} is larger than any bundle: it is not unpacked")
-            tar.extractall(target, members=members, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(target, members=members, filter="data")
+            else:  # Python before 3.11.4; `_safe` let only regular files with plain names through
+                tar.extractall(target, members=members)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise CureError(f"{file.name} cannot be read as a bundle: {error}") from error
     return target / tops.pop()
