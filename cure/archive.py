@@ -156,7 +156,7 @@ def unpack(file: Path, target: Path) -> Path:
             if hasattr(tarfile, "data_filter"):
                 tar.extractall(target, members=members, filter="data")
             else:  # Python before 3.11.4; `_safe` let only regular files with plain names through
-                tar.extractall(target, members=members)
+                tar.extractall(target, members=members)  # noqa: S202
     except (tarfile.TarError, EOFError, OSError) as error:
         raise CureError(f"{file.name} cannot be read as a bundle: {error}") from error
     return target / tops.pop()
