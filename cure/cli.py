@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="execute one stage's notebook")
     run.add_argument("stage")
     run.set_defaults(command=_run)
-    clean = commands.add_parser("clean", help="write the stripped notebooks that stages depend on")
+    clean = commands.add_parser("clean", help="write what stages depend on: stripped notebooks and hashes of code")
     clean.set_defaults(command=_clean)
     render = commands.add_parser("render", help="publish tables, figures, notebooks and the site from finished stages")
     render.set_defaults(command=_render)
@@ -92,9 +92,10 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _clean(_: argparse.Namespace) -> None:
-    from cure import notebooks
+    from cure import imports, notebooks
 
     notebooks.clean()
+    imports.write()
 
 
 def _render(options: argparse.Namespace) -> None:

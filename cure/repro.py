@@ -27,11 +27,14 @@ def repro(profile: str) -> None:
     Raises
     ------
     CureError
-        For an unknown profile, when DVC is not installed, or when a stage fails (DVC has said why by then).
+        For an unknown profile, when DVC is not installed, when published weights are missing that have to be got by
+        hand, or when a stage fails (DVC has said why by then).
     """
-    config.load(profile)
+    study = config.load(profile)
     for stage in config.STAGES:
         config.parameters(stage, profile)  # a mistyped setting of the last stage should not wait for the first
+    if study.embed.get("weights") == "hub":
+        _look_for(study.embed.get("published", []))
     # Stages call `python`: that must be this one, also when its environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     dvc = shutil.which("dvc", path=path)
@@ -46,6 +49,18 @@ def repro(profile: str) -> None:
     print(followed.summary(status), flush=True)
     if status:
         raise CureError(f"`dvc repro` of profile {profile} stopped (exit status {status}); the reason is above")
+
+
+def _look_for(published: list[str]) -> None:
+    """Say now which weights nothing can fetch and are not here; the stage that reads them may be hours away."""
+    from cure.catalogue import entry
+    from cure.models import weights
+
+    here = weights.present()
+    homes = {name: entry(name).home for name in published if name not in here}
+    lost = [name for name, home in homes.items() if home is not None and home.kind == "page"]
+    if lost:
+        raise CureError(f"weights are missing that have to be got by hand. {' '.join(map(weights.how, lost))}")
 
 
 def follow(command: list[str], followed: Course, environment: dict[str, str]) -> int:

@@ -22,7 +22,7 @@ def copy(folder: Path) -> Path:
     make_project(folder)
     shutil.copytree(DOCS, folder / "docs")
     (folder / "tests").mkdir()
-    for name in ("conftest", "golden", "howto", "declare", "test_pipeline"):
+    for name in ("conftest", "golden", "howto"):
         shutil.copy(ROOT / "tests" / f"{name}.py", folder / "tests")
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "tables/ptbxl-subset").mkdir(parents=True)

@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from conftest import ROOT
 
 from cure import config, course, repro
 from cure.course import RESTORED, RUNS, UNCHANGED, Course, said
+from cure.errors import CureError
+from cure.models import weights
 
 OUTPUT = """\
 Running stage 'clean':
@@ -133,6 +136,19 @@ def test_the_course_of_a_profile_knows_every_stage_and_its_times(project):
     assert followed.stages["heads"].startswith("Heads: light classifiers")
     assert followed.usual == {"heads": 12.5}
     assert set(followed.stages) - {"clean", "render"} <= set(config.STAGES)
+
+
+def test_weights_that_nothing_can_fetch_are_asked_for_before_hours_of_work(project, monkeypatch):
+    shutil.copy(ROOT / "profiles/ptbxl.yaml", project / "profiles/ptbxl.yaml")
+    monkeypatch.setattr(repro, "follow", lambda *_: pytest.fail("the run was started"))
+    with pytest.raises(CureError, match=r"by hand from \S+ and put it at data/weights/published/ecg-jepa/") as told:
+        repro.repro("ptbxl")
+    assert "ecgfounder" not in str(told.value)  # fetched when its stage asks for it
+    place = weights.place("ecg-jepa")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"weights")
+    monkeypatch.setattr(repro, "follow", lambda *_: 0)
+    repro.repro("ptbxl")
 
 
 FAKE = f"""#!{sys.executable}
