@@ -11,7 +11,6 @@ from fractions import Fraction
 from typing import Any
 
 import joblib
-import neurokit2 as nk
 import numpy as np
 import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
@@ -123,6 +122,9 @@ def _clean(signals: Float, fs: float) -> tuple[Float, Float, Bool]:
 
 def _r_peaks(magnitude: Float) -> tuple[Int, Int]:
     """R peaks of all records, one after another: (beats,) record and (beats,) sample."""
+    # Most of what it loads is not needed here: 0.7 s of each stage, and of each of its workers, that finds no peaks.
+    import neurokit2 as nk
+
     found = [np.zeros(0, int)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # neurokit2 averages no QRS at all when a row has none

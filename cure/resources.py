@@ -11,7 +11,8 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,18 +21,55 @@ import psutil
 from cure.paths import atomic
 
 
+@dataclass
+class Workers:
+    """Processes that a child had started when `look` was last called: who kills the child does not get their times.
+
+    Attributes
+    ----------
+    cpu_s, peak_bytes : float
+        Processor time of all of them, and peak memory of the largest.
+    """
+
+    cpu_s: float = 0.0
+    peak_bytes: float = 0.0
+
+    def look(self, **_: object) -> None:
+        """Measure those that run now, in place of what the last look found; takes what a notebook's client passes."""
+        self.cpu_s = 0.0
+        for child in psutil.Process().children():
+            for worker in child.children(recursive=True):
+                with suppress(psutil.Error):  # it has just ended: the child has its times
+                    times = worker.cpu_times()
+                    self.cpu_s += times.user + times.system + times.children_user + times.children_system
+                    self.peak_bytes = max(self.peak_bytes, _peak(worker))
+
+
+def _peak(process: psutil.Process) -> float:
+    """Peak resident memory in bytes where the system tells it (Linux), else what it holds now."""
+    status = Path(f"/proc/{process.pid}/status")
+    if status.is_file():
+        lines = (line.split() for line in status.read_text().splitlines())
+        found = [float(words[1]) * 1024 for words in lines if words[0] == "VmHWM:"]
+        if found:
+            return found[0]
+    return float(process.memory_info().rss)
+
+
 @contextmanager
-def measured(name: str, folder: Path) -> Iterator[None]:
+def measured(name: str, folder: Path) -> Iterator[Workers]:
     """Measure the child processes that run inside the block (the stage's kernel and its workers).
 
     Writes `<folder>/<name>.json`, only if the block succeeds. Peak memory is that of the largest single process.
+    Workers that outlive their parent are counted as they were when the block last called `look` of what it is given.
     """
+    workers = Workers()
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    yield
+    yield workers
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime + workers.cpu_s
     # Linux counts kibibytes, macOS bytes.
-    peak = after.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = max(after.ru_maxrss * (1 if sys.platform == "darwin" else 1024), workers.peak_bytes)
     row = {
         "stage": name,
         "wall_s": round(time.perf_counter() - start, 1),
