@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+from jupyter_client import AsyncKernelManager
 from nbformat import NotebookNode
 from traitlets.config import Config
 
@@ -31,7 +32,22 @@ ENVIRONMENT = {
 
 #: The kernel talks over sockets in the file system where there are such: TCP would be open to every user of the
 #: machine.
-_TRANSPORT = "ipc" if os.name == "posix" else "tcp"
+_TRANSPORT = Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}})
+
+
+class _Kernel(AsyncKernelManager):
+    """Ends a kernel and its workers by one signal: what a stage made is written by then.
+
+    Spares two seconds of taking interpreters apart. What tidies up after workers (loky's resource tracker) ignores this
+    signal, and does so when they are gone.
+    """
+
+    async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
+        """Called once, when all cells have run, one has failed, or the stage was interrupted."""
+        if self.provisioner is not None:
+            await self.provisioner.terminate(restart=restart)
+            await self.provisioner.wait()
+        await self.cleanup_resources(restart=restart)
 
 
 def file_name(stage: str) -> str:
@@ -144,8 +160,6 @@ def run(stage: str, profile: str) -> Path:
     attempt.parent.mkdir(parents=True, exist_ok=True)
     try:
         with resources.measured(stage, paths.resources(profile)) as workers:
-            # What a stage made is written by then: two seconds of taking the interpreter apart are spared.
-            client = {"shutdown_kernel": "immediate", "on_cell_complete": workers.look}
             execute_notebook(
                 str(source),
                 str(attempt),
@@ -153,7 +167,9 @@ def run(stage: str, profile: str) -> Path:
                 kernel_name="python3",
                 progress_bar=False,
                 cwd=str(paths.root()),
-                config=Config({"KernelManager": {"transport": _TRANSPORT}, "NotebookClient": client}),
+                config=_TRANSPORT,
+                kernel_manager_class=_Kernel,
+                on_cell_executed=workers.look,
             )
     except PapermillExecutionError as error:
         where = attempt.relative_to(paths.root())
