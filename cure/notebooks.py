@@ -5,6 +5,7 @@ the clean copy through papermill with the profile's settings and drops from the 
 equal runs.
 """
 
+import ast
 import os
 import re
 import shutil
@@ -64,7 +65,7 @@ def clean() -> list[Path]:
     Raises
     ------
     CureError
-        If a notebook is not valid.
+        If a notebook is not valid, or its parameters cell is more than a list of settings.
     """
     target = paths.root() / "data" / "notebooks"
     written = []
@@ -74,6 +75,12 @@ def clean() -> list[Path]:
             nbformat.validate(notebook)
         except (nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
             raise CureError(f"notebooks/{source.name} is not a valid notebook: {str(error).splitlines()[0]}") from error
+        for cell in notebook.cells:
+            if "parameters" in cell.metadata.get("tags", []) and (line := _not_a_setting(cell.source)) is not None:
+                raise CureError(
+                    f"notebooks/{source.name}, parameters cell, line {line}: the cell holds one setting a line and "
+                    "nothing else, such as `seeds = [0, 1]  # initialisations`"
+                )
         with paths.atomic(target / source.name) as part:
             nbformat.write(_without_defaults(stripped(notebook)), part)
         written.append(target / source.name)
@@ -101,6 +108,20 @@ def _without_defaults(notebook: NotebookNode) -> NotebookNode:
             names = [re.sub(r"^(\w+) = [^#]*?(\s*#.*)?$", r"\1 = None\2", line) for line in cell.source.splitlines()]
             cell.source = "\n".join(["# The next cell sets these to the values of the profile.", *names])
     return notebook
+
+
+def _not_a_setting(source: str) -> int | None:
+    """Number of the first line of a parameters cell that is not one whole assignment to a name, a comment or empty."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        return error.lineno
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name()]) if node.lineno == node.end_lineno:
+                continue
+        return node.lineno
+    return None
 
 
 def normalised(notebook: NotebookNode) -> NotebookNode:

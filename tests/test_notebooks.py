@@ -102,6 +102,18 @@ def test_a_broken_notebook_is_named(project):
         notebooks.clean()
 
 
+@pytest.mark.parametrize("added", ["seeds = [\n    0,\n]", "a = b = 1", "print(1)", "x.y = 1", "a = ("])
+def test_a_parameters_cell_that_is_more_than_a_list_of_settings_is_refused(project, added):
+    file = project / "notebooks" / "05_heads.ipynb"
+    notebook = nbformat.read(file, as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    at = len(cell.source.splitlines()) + 2
+    cell.source += f"\n\n{added}"
+    nbformat.write(notebook, file)
+    with pytest.raises(CureError, match=rf"05_heads.ipynb, parameters cell, line {at}: the cell holds one setting a"):
+        notebooks.clean()
+
+
 def test_running_what_does_not_exist_says_what_does(project):
     with pytest.raises(CureError, match="unknown stage 'head': choose one of download, prepare"):
         notebooks.run("head", "tiny")
