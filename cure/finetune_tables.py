@@ -5,7 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -205,11 +205,14 @@ def measure(config: FinetuneConfig, cohort: Cohort, splits: list[Split], trained
         if "linear" in config.strategies:
             rows.append({**names, "seconds": forward + heads, "n": 1, "peak_mb": peak})
     first = {(job.strategy.name, job.strategy.encoder): job for job in reversed(jobs(config, splits[:1]))}
-    for job in reversed(first.values()):
+    ones = list(reversed(first.values()))
+    # Each in a process of its own: how many run at a time does not change what one of them needs.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        peaks = list(pool.map(lambda job: _in_fresh_process(_brief(replace(job, split=split), cohort, y))[0], ones))
+    for job, peak in zip(ones, peaks, strict=True):
         one = job.about
         mine = (trained.seconds[STRATEGY] == pd.Series(one)[STRATEGY]).all(axis=1)
         mean = trained.seconds.loc[mine, "seconds"].mean() + (forward if job.strategy.name == "attentive" else 0.0)
-        peak, _ = _in_fresh_process(_brief(replace(job, split=split), cohort, y))
         names = {name: one[name] for name in STRATEGY}
         rows.append({**names, "seconds": mean, "n": int(mine.sum()), "peak_mb": peak})
     machine = resources.machine()
