@@ -6,7 +6,7 @@ same from run to run; without a terminal there is no bar. In JupyterLab or a she
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -26,6 +26,22 @@ def progress(items: Iterable[T], desc: str = "", total: int | None = None, unit:
     else:
         with _shown(tqdm.auto.tqdm, iterable=items, desc=desc, total=total, unit=unit) as shown:
             yield from shown
+
+
+def counted(items: Iterable[T], sizes: Sequence[int], desc: str, total: int, unit: str) -> Iterator[T]:
+    """Iterate over `items`, each of which is a number of units, behind a bar over units.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Units in each item.
+    total : int
+        Units in all; those beyond the sum of `sizes` are done already. Their pace does not count.
+    """
+    with _shown(tqdm.auto.tqdm, desc=desc, initial=total - sum(sizes), total=total, unit=unit) as shown:
+        for item, size in zip(items, sizes, strict=True):
+            yield item
+            shown.update(size)
 
 
 @contextmanager

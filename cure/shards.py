@@ -10,7 +10,7 @@ import joblib
 import numpy as np
 
 from cure.paths import atomic, root
-from cure.progress import progress
+from cure.progress import counted
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,11 +43,11 @@ def compute_shards(
     folder : Path
         Scratch folder of this very job.
     n, size : int
-        Number of rows; rows per shard.
+        Number of rows, each of which is a record; rows per shard.
     compute : callable
         Takes an int array of row positions, returns named arrays. With `n_jobs > 1` it must be picklable.
     desc : str
-        What the progress bar says.
+        What the progress bar says, before records/s and the time left.
     n_jobs : int
         Worker processes; the result does not depend on it.
 
@@ -62,7 +62,7 @@ def compute_shards(
     missing = [(file, rows) for file, rows in zip(files, pieces, strict=True) if not file.exists()]
     jobs = (joblib.delayed(_one)(file, rows, compute) for file, rows in missing)
     done = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
-    for _ in progress(done, desc=desc, total=len(missing), unit="shard"):
+    for _ in counted(done, [len(rows) for _, rows in missing], desc, n, "record"):
         continue
     return files
 
