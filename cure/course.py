@@ -25,7 +25,7 @@ _SAYS = (
 _NOISE = ("> ", "Updating lock file", "Generating lock file", "Use `dvc push`")
 #: What stages without a notebook do.
 _OTHERS = {
-    "clean": "strips outputs from the notebooks",
+    "clean": "strips the notebooks, and hashes the code that each runs",
     "render": "publishes tables, figures, notebooks and the site",
 }
 

@@ -19,16 +19,13 @@ _HOME = Path(__file__).resolve().parents[1]
 _RENDER = "cure/report.py"
 
 
-def write() -> list[Path]:
+def write() -> None:
     """Write `data/code/<stage>.txt` for every stage: a line per module, its SHA-256 and its path."""
     target = paths.root() / "data" / "code"
-    written = []
     for stage in [*config.STAGES, "render"]:
         lines = [f"{hashlib.sha256((_HOME / file).read_bytes()).hexdigest()}  {file}\n" for file in modules(stage)]
         with paths.atomic(target / f"{stage}.txt") as part:
             part.write_text("".join(lines))
-        written.append(target / f"{stage}.txt")
-    return written
 
 
 def modules(stage: str) -> list[str]:

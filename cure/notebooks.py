@@ -6,6 +6,7 @@ equal runs.
 """
 
 import ast
+import asyncio
 import os
 import re
 import shutil
@@ -34,6 +35,8 @@ ENVIRONMENT = {
 #: The kernel talks over sockets in the file system where there are such: TCP would be open to every user of the
 #: machine.
 _TRANSPORT = Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}})
+#: Seconds that a kernel has to end after the signal to.
+_PATIENCE_S = 10.0
 
 
 class _Kernel(AsyncKernelManager):
@@ -47,7 +50,11 @@ class _Kernel(AsyncKernelManager):
         """Called once, when all cells have run, one has failed, or the stage was interrupted."""
         if self.provisioner is not None:
             await self.provisioner.terminate(restart=restart)
-            await self.provisioner.wait()
+            try:
+                await asyncio.wait_for(self.provisioner.wait(), timeout=_PATIENCE_S)
+            except TimeoutError:  # a cell has its own idea of what the signal means
+                await self.provisioner.kill(restart=restart)
+                await self.provisioner.wait()
         await self.cleanup_resources(restart=restart)
 
 

@@ -27,14 +27,14 @@ def repro(profile: str) -> None:
     Raises
     ------
     CureError
-        For an unknown profile, when DVC is not installed, when published weights are missing that have to be got by
-        hand, or when a stage fails (DVC has said why by then).
+        For an unknown profile, when DVC is not installed, when published weights that the profile asks for are not here
+        or not those that are pinned, or when a stage fails (DVC has said why by then).
     """
     study = config.load(profile)
     for stage in config.STAGES:
         config.parameters(stage, profile)  # a mistyped setting of the last stage should not wait for the first
     if study.embed.get("weights") == "hub":
-        _look_for(study.embed.get("published", []))
+        _check_weights(study.embed.get("published", []))
     # Stages call `python`: that must be this one, also when its environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     dvc = shutil.which("dvc", path=path)
@@ -51,16 +51,18 @@ def repro(profile: str) -> None:
         raise CureError(f"`dvc repro` of profile {profile} stopped (exit status {status}); the reason is above")
 
 
-def _look_for(published: list[str]) -> None:
-    """Say now which weights nothing can fetch and are not here; the stage that reads them may be hours away."""
-    from cure.catalogue import entry
+def _check_weights(published: list[str]) -> None:
+    """Say now which weights have to be got; the stage that reads them may be hours away, and fetches none."""
     from cure.models import weights
 
-    here = weights.present()
-    homes = {name: entry(name).home for name in published if name not in here}
-    lost = [name for name, home in homes.items() if home is not None and home.kind == "page"]
-    if lost:
-        raise CureError(f"weights are missing that have to be got by hand. {' '.join(map(weights.how, lost))}")
+    faults = []
+    for name in published:
+        try:
+            weights.verify(name)
+        except CureError as error:
+            faults.append(str(error))
+    if faults:
+        raise CureError("\n  ".join(["published weights that the profile asks for cannot be used:", *faults]))
 
 
 def follow(command: list[str], followed: Course, environment: dict[str, str]) -> int:

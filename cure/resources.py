@@ -37,12 +37,15 @@ class Workers:
     def look(self, **_: object) -> None:
         """Measure those that run now, in place of what the last look found; takes what a notebook's client passes."""
         self.cpu_s = 0.0
-        for child in psutil.Process().children():
-            for worker in child.children(recursive=True):
-                with suppress(psutil.Error):  # it has just ended: the child has its times
-                    times = worker.cpu_times()
-                    self.cpu_s += times.user + times.system + times.children_user + times.children_system
-                    self.peak_bytes = max(self.peak_bytes, _peak(worker))
+        me = psutil.Process()
+        children = {child.pid for child in me.children()}
+        for worker in me.children(recursive=True):
+            if worker.pid in children:
+                continue
+            with suppress(psutil.Error, OSError):  # it has just ended: the child has its times
+                times = worker.cpu_times()
+                self.cpu_s += times.user + times.system + times.children_user + times.children_system
+                self.peak_bytes = max(self.peak_bytes, _peak(worker))
 
 
 def _peak(process: psutil.Process) -> float:

@@ -1,7 +1,9 @@
 import ast
 import json
 
+import nbclient
 import nbformat
+import psutil
 import pytest
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -142,3 +144,14 @@ def test_running_an_edited_notebook_says_that_the_copy_is_older(project, capsys)
     with pytest.raises(CureError, match="failed in cell"):
         notebooks.run("embed", "tiny")
     assert "notebooks/04_embed.ipynb was edited after `cure clean`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_a_kernel_is_gone_when_its_stage_ends_whatever_it_does_with_signals(monkeypatch, ignores):
+    monkeypatch.setattr(notebooks, "_PATIENCE_S", 0.5)
+    source = "import os, signal\nprint(os.getpid())"
+    source += "\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)" if ignores else ""
+    notebook = new_notebook(cells=[new_code_cell(source)])
+    client = nbclient.NotebookClient(notebook, kernel_manager_class=notebooks._Kernel, kernel_name="python3")
+    client.execute()
+    assert not psutil.pid_exists(int(notebook.cells[0].outputs[0].text))
