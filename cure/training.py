@@ -321,7 +321,7 @@ def _optimizer(model: nn.Module, recipe: Recipe, scales: Mapping[str, float]) ->
             {"params": [p for p, decays in mine if decays], "weight_decay": recipe.weight_decay, "scale": scale},
             {"params": [p for p, decays in mine if not decays], "weight_decay": 0.0, "scale": scale},
         ]
-    return torch.optim.AdamW(groups, lr=recipe.rate)
+    return torch.optim.AdamW(groups, lr=recipe.rate, fused=True)
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
