@@ -6,10 +6,13 @@ process of its own, relative to twelve zero-filled leads on the same encoder. Th
 that is hashed holds them.
 """
 
+import ctypes
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 
@@ -45,6 +48,8 @@ SELECTED, ZEROS, MIXED = "selected", "zero-filled", "mixes leads"
 _POOLING: dict[str, Pooling] = {SELECTED: "adaptive", ZEROS: "fixed"}
 #: Records of a training step whose cost is counted.
 _BATCH = 16
+#: `M_MMAP_THRESHOLD` of glibc's malloc.h. Once it is set it no longer grows by itself.
+_MMAP_THRESHOLD = -3
 
 
 def activation_bytes(work: nn.Module, *inputs: object) -> int:
@@ -137,23 +142,24 @@ def savings(table: pd.DataFrame) -> str:
 def measure(config: LeadsConfig, cohort: Cohort, split: Split, tasks: Labels) -> None:
     """Write `leads_cost.csv`: seconds of an epoch and peak memory by configuration. Nothing of it is ever hashed.
 
-    Supervised training on 5 s crops of the first training records, one thread, each configuration in a fresh process:
-    mean processor and wall seconds of the measured epochs, and the resident memory, sampled every 2 ms, that training
-    needs above what the process held with data and model loaded. The same on a GPU where there is one.
+    Supervised training on 5 s crops of the first training records, one thread, each configuration in fresh processes:
+    mean processor and wall seconds of the measured epochs after one to warm up, and in another the resident memory,
+    sampled every 2 ms, that an epoch needs above what the process held after a step on two records (libraries, data,
+    weights, the optimiser's averages). Seconds and memory on a GPU where there is one.
     """
     rows = split.train[: config.cost_records]
     length = round(WINDOW_S * leadgrid.LeadGrid.input_spec.fs)
     x, y = leadgrid.LeadGrid.input_spec.read(cohort, rows)[..., :length], tasks.y[rows].astype(np.float32)
     runs = [("12", ZEROS), *((name, SELECTED) for name in config.configurations), ("12", MIXED)]
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     table = []
     for name, way in runs:
         leads = configuration(name)
         encoder = TWIN if way == MIXED else lead_study.ENCODER
         row = {"encoder": encoder, "way": way, "leads": name, "n_leads": len(leads), "n": len(rows)}
-        for device in devices:
-            work = partial(_epochs, way, leads, x, y, config.cost_epochs, config.batch_size, device)
-            row |= in_fresh_process(work)
+        row |= in_fresh_process(partial(_seconds, way, leads, x, y, config.cost_epochs, config.batch_size))
+        row |= in_fresh_process(partial(_memory, way, leads, x, y, config.batch_size))
+        if torch.cuda.is_available():
+            row |= in_fresh_process(partial(_on_gpu, way, leads, x, y, config.cost_epochs, config.batch_size))
         table.append(row)
     machine = resources.machine()
     wide = pd.DataFrame(table)
@@ -171,38 +177,63 @@ def in_fresh_process(work: partial) -> dict[str, float]:
         return pool.submit(work).result()
 
 
-def _epochs(
-    way: str, leads: list[int], x: np.ndarray, y: np.ndarray, n_epochs: int, batch_size: int, device: str
-) -> dict[str, float]:
-    """Train for an epoch and then for `n_epochs` that count."""
+def _trainer(way: str, leads: list[int], x: np.ndarray, y: np.ndarray, device: str) -> Callable[[int, int], None]:
+    """Trains for an epoch, given how many of the records, and how many of them a step."""
     model = models.load(TWIN) if way == MIXED else leadgrid.load(pooling=_POOLING[way])
     given, wanted = torch.from_numpy(lead_study.given(model, x, leads)), torch.from_numpy(y)
-    del x
     network = lead_study.classifier(model, leads, y.shape[1]).train().to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    cuda = device == "cuda"
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
 
-    def epoch() -> None:
-        for i in range(0, len(given) - batch_size + 1, batch_size):
+    def epoch(n: int, batch_size: int) -> None:
+        for i in range(0, n - batch_size + 1, batch_size):
             optimizer.zero_grad(set_to_none=True)
             some, target = given[i : i + batch_size].to(device), wanted[i : i + batch_size].to(device)
             bce(network(some), target).backward()
             optimizer.step()
-        if cuda:
+        if device == "cuda":
             torch.cuda.synchronize()
 
-    with one_thread(), _Peak() as peak:
-        epoch()
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
+    return epoch
+
+
+def _seconds(
+    way: str, leads: list[int], x: np.ndarray, y: np.ndarray, n_epochs: int, batch_size: int, device: str = "cpu"
+) -> dict[str, float]:
+    """Mean of an epoch, after one to warm up."""
+    epoch = _trainer(way, leads, x, y, device)
+    with one_thread():
+        epoch(len(x), batch_size)
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(n_epochs):
-            epoch()
+            epoch(len(x), batch_size)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    if cuda:
-        return {"gpu_s": wall / n_epochs, "gpu_peak_mb": torch.cuda.max_memory_allocated() / 1e6}
-    # The sampling thread's own time is in the processor time, the same share of every configuration.
-    return {"cpu_s": cpu / n_epochs, "wall_s": wall / n_epochs, "peak_mb": peak.above_mb}
+    return {"cpu_s": cpu / n_epochs, "wall_s": wall / n_epochs}
+
+
+def _memory(way: str, leads: list[int], x: np.ndarray, y: np.ndarray, batch_size: int) -> dict[str, float]:
+    """Peak of an epoch above what a step on two records left."""
+    _large_arrays_apart()
+    epoch = _trainer(way, leads, x, y, "cpu")
+    with one_thread():
+        epoch(2, 2)
+        with _Peak() as peak:
+            epoch(len(x), batch_size)
+    return {"peak_mb": peak.above_mb}
+
+
+def _large_arrays_apart() -> None:
+    """Give each large array pages of its own and return them with it, where the C library can (glibc).
+
+    A heap keeps holes where arrays were, more from step to step: what it holds says little about what is needed.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**17)
+
+
+def _on_gpu(way: str, leads: list[int], x: np.ndarray, y: np.ndarray, n_epochs: int, batch_size: int) -> dict:
+    """Wall seconds of an epoch, and the peak of what torch allocated."""
+    seconds = _seconds(way, leads, x, y, n_epochs, batch_size, "cuda")["wall_s"]
+    return {"gpu_s": seconds, "gpu_peak_mb": torch.cuda.max_memory_allocated() / 1e6}
 
 
 class _Peak:

@@ -52,7 +52,7 @@ class _Residual(nn.Module):
 class LeadGrid(Encoder):
     """Filters shared by all leads, a matrix per lead, pooling to a grid of 4 rows and 16 columns, a small trunk.
 
-    All work before the pooling is done lead by lead, so it falls with their number; all after it has one size, so the
+    All work up to the grid is done lead by lead, so it falls with their number; all after it has one size, so the
     parameters are the same for any leads and any length. Input is 100 Hz, 0.5 Hz high-passed, in units of 0.2 mV.
 
     Parameters
@@ -66,24 +66,21 @@ class LeadGrid(Encoder):
     input_spec = PLAIN
     dim = 192
 
-    def __init__(self, pooling: Pooling = "adaptive", widths: tuple[int, int, int, int] = (24, 48, 96, 64)):
+    def __init__(self, pooling: Pooling = "adaptive", widths: tuple[int, int, int] = (48, 96, 64)):
         super().__init__()
-        first, second, third, fourth = widths
+        first, second, third = widths
         self.pooling = pooling
         self.stem = nn.Sequential(
-            nn.Conv1d(1, first, 16, stride=4, padding=6, bias=False),
+            nn.Conv1d(1, first, 24, stride=8, padding=10, bias=False),
             nn.BatchNorm1d(first),
             nn.ReLU(),
             nn.Conv1d(first, second, 7, stride=2, padding=3, bias=False),
             nn.BatchNorm1d(second),
             nn.ReLU(),
-            nn.Conv1d(second, third, 5, stride=2, padding=2, bias=False),
-            nn.BatchNorm1d(third),
-            nn.ReLU(),
         )
-        self.lead = nn.Parameter(torch.empty(len(LEADS), fourth, third))
+        self.lead = nn.Parameter(torch.empty(len(LEADS), third, second))
         self.trunk = nn.Sequential(
-            nn.Conv1d(ROWS * fourth, self.dim, 1, bias=False),
+            nn.Conv1d(ROWS * third, self.dim, 1, bias=False),
             _Residual(self.dim),
             _Residual(self.dim),
             nn.BatchNorm1d(self.dim),
@@ -93,7 +90,7 @@ class LeadGrid(Encoder):
             if isinstance(layer, nn.Conv1d):
                 # He et al. 2015. With torch's default, activations shrink from layer to layer.
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.normal_(self.lead, std=(2 / third) ** 0.5)
+        nn.init.normal_(self.lead, std=(2 / second) ** 0.5)
 
     def stages(self) -> list[nn.Module]:
         """The filters of the leads (with the matrix of each lead), the convolution of the grid, the two blocks."""
@@ -139,8 +136,11 @@ class LeadGrid(Encoder):
             order = sorted(range(len(leads)), key=leads.__getitem__)
             x, leads = x[:, order], sorted(leads)
         n, n_leads, n_samples = x.shape
-        each = self.stem(x.reshape(n * n_leads, 1, n_samples)).unflatten(0, (n, n_leads))
-        return self._trunk(self._pooled(torch.matmul(self.lead[leads], each)))
+        if self.pooling == "fixed" and n_leads != len(LEADS):
+            raise CureError(f"fixed pooling takes all twelve leads, not {n_leads}: zero-fill those that are missing")
+        columns = self._columns(x.reshape(n * n_leads, 1, n_samples)).unflatten(0, (n, n_leads))
+        # A product for each lead over all records: `matmul` would copy the leads' matrices for every record.
+        return self._trunk(self._rows(torch.einsum("lrc,nlct->nlrt", self.lead[leads], columns)))
 
     def _own_leads(self, x: Tensor, leads: Tensor, present: Tensor | None) -> Tensor:
         """Grid of records that have leads of their own: filters run on the rows present, all in one batch."""
@@ -155,31 +155,26 @@ class LeadGrid(Encoder):
         order = torch.where(present, leads, len(LEADS)).argsort(dim=1, stable=True)
         x = x.gather(1, order[..., None].expand_as(x))
         leads, present = leads.gather(1, order), present.gather(1, order)
-        each = self.stem(x[present][:, None])
-        rows = torch.matmul(self.lead[leads[present]], each)
+        rows = torch.matmul(self.lead[leads[present]], self._columns(x[present][:, None]))
         counts = present.sum(dim=1).tolist()
-        # One product for each number of leads that occurs; rows of a record follow one another.
+        # One mean for each number of leads that occurs; rows of a record follow one another.
         grid, parts = rows.new_empty(len(x), ROWS * rows.shape[1], COLUMNS), rows.split(counts)
         for count in set(counts):
             at = [i for i, one in enumerate(counts) if one == count]
-            grid[at] = self._pooled(torch.stack([parts[i] for i in at]))
+            grid[at] = self._rows(torch.stack([parts[i] for i in at]))
         return grid
 
-    def _pooled(self, maps: Tensor) -> Tensor:
-        """(n, n_leads, width, length) to (n, rows x width, columns)."""
-        n_leads = maps.shape[1]
+    def _columns(self, x: Tensor) -> Tensor:
+        """Maps of single leads, pooled over time: (n, 1, n_samples) to (n, width, columns)."""
+        each = self.stem(x)
         if self.pooling == "fixed":
-            if n_leads != len(LEADS):
-                raise CureError(
-                    f"fixed pooling takes all twelve leads, not {n_leads}: zero-fill those that are missing"
-                )
-            columns = nn.functional.avg_pool1d(maps.flatten(0, 2)[:, None], self.map_length(WINDOW) // COLUMNS)
-            columns = columns[:, 0].unflatten(0, maps.shape[:3])
-        else:
-            columns = nn.functional.adaptive_avg_pool1d(maps.flatten(0, 2)[:, None], COLUMNS)[:, 0]
-            columns = columns.unflatten(0, maps.shape[:3])
-        grid = torch.stack([columns[:, a:b].mean(dim=1) for a, b in bins(n_leads, ROWS)], dim=1)
-        return grid.flatten(1, 2)
+            return nn.functional.avg_pool1d(each, self.map_length(WINDOW) // COLUMNS)
+        return nn.functional.adaptive_avg_pool1d(each, COLUMNS)
+
+    @staticmethod
+    def _rows(maps: Tensor) -> Tensor:
+        """Means over leads: (n, n_leads, width, columns) to (n, rows x width, columns)."""
+        return torch.cat([maps[:, a:b].mean(dim=1) for a, b in bins(maps.shape[1], ROWS)], dim=1)
 
     def _trunk(self, grid: Tensor) -> Tensor:
         return self.trunk(grid).transpose(1, 2)
