@@ -1,8 +1,8 @@
 """What fewer leads save: arithmetic and activations, counted; time and memory, measured.
 
 Counted numbers are the same on every machine and stand in tables. Time and memory are measured after the Self-DANA
-paper (Monachino et al. 2025), whose tools are not known: training epochs after one to warm up, each configuration in a
-process of its own, relative to twelve zero-filled leads on the same encoder. They differ from run to run, so nothing
+paper (Monachino et al. 2025), whose tools are not known: training epochs after warming up, each configuration in
+processes of its own, relative to twelve zero-filled leads on the same encoder. They differ from run to run, so nothing
 that is hashed holds them.
 """
 
@@ -144,8 +144,8 @@ def measure(config: LeadsConfig, cohort: Cohort, split: Split, tasks: Labels) ->
 
     Supervised training on 5 s crops of the first training records, one thread, each configuration in fresh processes:
     mean processor and wall seconds of the measured epochs after one to warm up, and in another the resident memory,
-    sampled every 2 ms, that an epoch needs above what the process held after a step on two records (libraries, data,
-    weights, the optimiser's averages). Seconds and memory on a GPU where there is one.
+    sampled every 2 ms, that an epoch needs above libraries, data and weights: activations, gradients, the optimiser's
+    averages, scratch. Where there is a GPU, seconds there, and the most that torch allocated, weights included.
     """
     rows = split.train[: config.cost_records]
     length = round(WINDOW_S * leadgrid.LeadGrid.input_spec.fs)
@@ -211,11 +211,11 @@ def _seconds(
 
 
 def _memory(way: str, leads: list[int], x: np.ndarray, y: np.ndarray, batch_size: int) -> dict[str, float]:
-    """Peak of an epoch above what a step on two records left."""
+    """Peak of a first epoch; a step of another network, on two records, has made the libraries ready before."""
     _large_arrays_apart()
-    epoch = _trainer(way, leads, x, y, "cpu")
     with one_thread():
-        epoch(2, 2)
+        _trainer(way, leads, x, y, "cpu")(2, 2)
+        epoch = _trainer(way, leads, x, y, "cpu")
         with _Peak() as peak:
             epoch(len(x), batch_size)
     return {"peak_mb": peak.above_mb}

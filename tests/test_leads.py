@@ -79,7 +79,7 @@ def test_any_leads_and_any_length_give_the_same_grid(grid, length, leads):
 
 
 @pytest.mark.parametrize(("length", "columns"), [(4, 1), (500, 32), (501, 32), (502, 32), (503, 32), (1000, 63)])
-def test_columns_of_the_map_where_four_does_not_divide_the_length(grid, length, columns):
+def test_columns_of_the_map_by_length(grid, length, columns):
     assert grid.map_length(length) == columns
 
 
@@ -92,7 +92,10 @@ def test_parameters_are_the_same_for_both_poolings_and_all_twelve_leads_give_one
         assert fixed(records(1, 1000)).shape[1] > COLUMNS, "windows of one size give more columns"
 
 
-def test_fixed_pooling_refuses_fewer_leads():
+def test_fixed_pooling_refuses_fewer_leads_and_less_than_a_column():
+    assert LeadGrid("fixed").eval()(records(1, 20)).shape[1] == 1
+    with pytest.raises(CureError, match="19 samples are too few for LeadGrid: give it 20 or more"):
+        LeadGrid("fixed")(records(1, 19))
     with pytest.raises(CureError, match="all twelve leads, not 3: zero-fill"):
         LeadGrid("fixed")(records(1)[:, :3], [0, 1, 2])
     with pytest.raises(CureError, match="the same twelve leads of every record"):

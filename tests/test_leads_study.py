@@ -266,6 +266,7 @@ def test_what_is_measured_stands_beside_the_paper(cohort, tmp_path, monkeypatch)
     monkeypatch.setattr(paths, "resources", lambda profile: tmp_path)
     monkeypatch.setattr(LeadsConfig, "measured", lambda config, name: tmp_path / f"{name}.csv")
     monkeypatch.setattr(lead_cost, "in_fresh_process", lambda work: work())
+    monkeypatch.setattr(lead_cost, "_large_arrays_apart", lambda: None)
     config, split = (
         settings(configurations=["12", "1"], tuned=[], cost_epochs=1, cost_records=64),
         make_splits(cohort.records, "rotate")[0],

@@ -21,6 +21,8 @@ Pooling = Literal["adaptive", "fixed"]
 ROWS, COLUMNS = 4, 16
 #: Samples of the window for which fixed pooling is made, 5 s at 100 Hz.
 WINDOW = 500
+#: Fewest samples that give a column.
+_LEAST: dict[Pooling, int] = {"adaptive": 4, "fixed": 20}
 
 
 def bins(n: int, size: int) -> list[tuple[int, int]]:
@@ -123,8 +125,8 @@ class LeadGrid(Encoder):
         CureError
             If `leads` does not fit `x`, a lead occurs twice, the input is too short, or fixed pooling lacks leads.
         """
-        if self.map_length(x.shape[2]) < 1:
-            raise CureError(f"{x.shape[2]} samples are too few for LeadGrid: give it 4 or more")
+        if x.shape[2] < (least := _LEAST[self.pooling]):
+            raise CureError(f"{x.shape[2]} samples are too few for LeadGrid: give it {least} or more")
         if isinstance(leads, Tensor):
             return self._trunk(self._own_leads(x, leads, present))
         leads = list(range(len(LEADS)) if leads is None else leads)
