@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from cure import claims, cli, config, integrity, recompute, redraw, replay
 from cure.errors import CureError
-from cure.verify import judged_report
+from cure.verify import alike, judged_report
 
 P = artifact.PROFILE
 
@@ -302,3 +302,19 @@ def test_pins_compare_versions_and_know_what_may_be_absent(tmp_path):
 def test_intervals_need_patients(root):
     with pytest.raises(CureError, match="cure run prepare --profile demo"):
         list(recompute.check(recompute.Published(P), ["finetune"], whole=True))
+
+
+def test_heads_fitted_anew_may_differ_by_rounding_and_no_more():
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"encoder": "a", "weights": "b", "seed": 0, "task": np.repeat(["AFIB", "MI"], 500)})
+    rows["y"] = rng.random(len(rows)) < 0.2
+    rows["score"] = np.clip(0.3 * rows["y"] + rng.random(len(rows)), 0, 1)
+    same = alike(rows.assign(score_published=rows["score"]))
+    assert same[0] == "PASS" and "100.0% within 0.001" in same[1] and "largest difference 0;" in same[1]
+    few = rows["score"].where(np.arange(len(rows)) != 3, rows["score"] - 0.1)
+    assert alike(rows.assign(score_published=few))[0] == "PASS", "one score, which moves no AUROC"
+    shifted = alike(rows.assign(score_published=rows["score"] + 0.002))
+    assert shifted[0] == "FAIL" and "0.0% within 0.001" in shifted[1], "ranks alike, but other scores"
+    lost = rows["score"].where(~rows.index.isin(rows.index[rows["y"]][:12]), -1)
+    moved = alike(rows.assign(score_published=lost))
+    assert moved[0] == "FAIL" and "98.8% within" in moved[1], "few scores, but an AUROC moves"
