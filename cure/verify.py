@@ -36,8 +36,8 @@ Made = tuple[str, str, list[tuple[str, int, str, str]], float]
 #: Fewest and most columns of the claims in a terminal, whatever its own width.
 _NARROW, _WIDE = 60, 110
 #: Of heads fitted anew: how far a score may lie from the published one, the share of scores that must not lie further
-#: off, and how far the AUROC of a task may move. Heads are fitted in single precision, whose sums differ between
-#: processors: where a penalty is weak, a few scores follow them.
+#: off, and how far the AUROC of a task may move. The solver stops within its tolerance of the optimum; under a weak
+#: penalty where it stops follows the rounding of sums, which differs between processors (in double precision too).
 SCORES, SHARE, MOVED = 1e-3, 0.95, 0.01
 
 
