@@ -5,6 +5,7 @@ import re
 import pandas as pd
 import pytest
 from conftest import ROOT
+from sklearn.metrics import roc_auc_score
 
 from cure import config
 
@@ -91,6 +92,22 @@ def test_gains_of_post_training_are_those_of_the_committed_table():
             row = mine.loc[metric]
             text = f"{row['relative']:+.1%} [{row['relative_lo']:+.1%}, {row['relative_hi']:+.1%}]"
             assert cell == text + (" *" if row["p_holm"] < 0.05 else ""), (name, share, group)
+
+
+def test_single_trainings_are_those_of_the_committed_predictions():
+    rows = pd.read_parquet(ROOT / "results/predictions/ptbxl-subset/posttrain-leadcnn.parquet")
+    rows["group"] = rows["task"].astype(str).str.split("/").str[0]
+    rows["share"] = (100 * rows["fraction"]).round().astype(int)
+    block = RESULTS.split("posttrain-leadcnn.parquet -->")[1].split("<!-- end of seeds")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if "`" in line]
+    assert len(lines) == 7
+    for name, share, group, *cells in lines:
+        mine = rows[(rows["strategy"] == name.strip("`")) & (rows["group"] == group)]
+        mine = mine[mine["share"] == int(share.removesuffix("%"))]
+        by_task = mine.groupby(["seed", "task"], observed=True)
+        auroc = by_task[["y", "score"]].apply(lambda one: roc_auc_score(one["y"], one["score"]))
+        auroc = auroc[by_task["y"].sum() >= 10]  # as in every average of the study
+        assert cells == [f"{value:.3f}" for value in auroc.groupby("seed").mean()], (name, share, group)
 
 
 def test_scores_with_fewer_leads_are_those_of_the_committed_table():

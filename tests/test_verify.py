@@ -318,3 +318,7 @@ def test_heads_fitted_anew_may_differ_by_rounding_and_no_more():
     lost = rows["score"].where(~rows.index.isin(rows.index[rows["y"]][:12]), -1)
     moved = alike(rows.assign(score_published=lost))
     assert moved[0] == "FAIL" and "98.8% within" in moved[1], "few scores, but an AUROC moves"
+    highest = rows.groupby("task")["score"].transform("max")
+    slightly = rows["score"].where(~rows.index.isin(rows.index[~rows["y"]][::120]), highest)
+    macro = alike(rows.assign(score_published=slightly))
+    assert macro[0] == "FAIL" and "no AUROC moves by more than 0.006, no macro AUROC by more than 0.005" in macro[1]
