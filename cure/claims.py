@@ -381,6 +381,10 @@ def _status(claim: Claim, one: _Found) -> tuple[str, str]:
         return OPEN, f"{where} reaches both sides: not wholly {region.words}, not wholly outside"
     if claim.decided_by == "interval and holm":
         if not one.p_holm < ALPHA:
-            return OPEN, f"{where} excludes 0, but p = {one.p_holm:.2g} after Holm's correction over the table"
+            side = "for" if inside else "against"
+            return (
+                OPEN,
+                f"{where} lies wholly {side} it, but p = {one.p_holm:.2g} after Holm's correction over the table",
+            )
         where += f" (p = {one.p_holm:.2g} after Holm's correction)"
     return (HOLDS, f"{where} lies {region.words}") if inside else (FAILS, f"no part of {where} is {region.words}")

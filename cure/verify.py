@@ -36,8 +36,9 @@ Made = tuple[str, str, list[tuple[str, int, str, str]], float]
 #: Fewest and most columns of the claims in a terminal, whatever its own width.
 _NARROW, _WIDE = 60, 110
 #: Of heads fitted anew: how far a score may lie from the published one, the share of scores that must not lie further
-#: off, and how far the AUROC of a task and a macro AUROC may move. The solver stops within its tolerance of the optimum; under a weak
-#: penalty where it stops follows the rounding of sums, which differs between processors (in double precision too).
+#: off, and how far the AUROC of a task and a macro AUROC may move. The solver stops within its tolerance of the
+#: optimum; under a weak penalty where it stops follows the rounding of sums, which differs between processors (in
+#: double precision too).
 SCORES, SHARE, MOVED, MACRO_MOVED = 1e-3, 0.95, 0.01, 0.002
 
 
@@ -283,8 +284,8 @@ def alike(both: pd.DataFrame) -> tuple[str, str]:
     n = both[one].drop_duplicates().shape[0]
     said = (
         f"{len(both):,} scores of logistic heads on {n} representations: {near:.1%} within {SCORES:g} of the published "
-        f"ones, largest difference {gap.max():.1g}; no AUROC moves by more than {moved:.1g}, no macro AUROC by more than "
-        f"{macro:.1g}"
+        f"ones, largest difference {gap.max():.1g}; no AUROC moves by more than {moved:.1g}, no macro AUROC by more "
+        f"than {macro:.1g}"
     )
     return (PASS if near >= SHARE and moved <= MOVED and macro <= MACRO_MOVED else FAIL), said
 

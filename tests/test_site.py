@@ -240,7 +240,7 @@ def test_the_answer_about_leads_spans_its_configurations(tmp_path):
         tmp_path / "leads_differences.csv", index=False
     )
     (one,) = answers.answers("demo", tmp_path)
-    assert "between -0.030 [-0.040, -0.020] (leads: 6) and +0.020 [+0.010, +0.030] (leads: II)" in one.text
+    assert "by -0.030 [-0.040, -0.020] (leads: 6) to +0.020 [+0.010, +0.030] (leads: II)" in one.text
     assert "1 of 2 can be told apart" in one.text
 
 
@@ -280,7 +280,7 @@ def test_claims_about_measured_times_are_judged_as_verify_judges_them(project, s
 
 def test_how_to_check_the_artifact_is_said_for_every_depth(site):
     index = (site / "index.html").read_text()
-    said = re.search(r"<p[^>]*>Whether the artifact itself.*?</p>", index, flags=re.S)[0]
+    said = re.search(r"<p[^>]*>The artifact itself.*?</p>", index, flags=re.S)[0]
     for depth in verify.DEPTHS:
         option = "" if depth == verify.DEPTHS[0] else f" --depth {depth}"
         assert f"<code>cure verify --profile {PROFILE}{option}</code>" in said
@@ -441,3 +441,25 @@ def test_text_stands_out_from_its_ground_in_both_schemes():
             for ink in ("ink", "soft", "link", "good", "bad", "open"):
                 light, dark = sorted((luminance(colour[ink]), luminance(colour[ground])), reverse=True)
                 assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
+
+
+def test_the_answer_about_scoring_compares_equal_prevalences(tmp_path):
+    steps = {"within parts": (0.49, 0.08), "balanced cohort": (0.5, 0.51), "released": (0.49, 0.55)}
+    about = {"head": "logistic", "labels": "shuffled", "task": "macro", "sample": "mean"}
+    rows = [
+        {**about, "protocol": step, "metric": metric, "value": value}
+        for step, both in steps.items()
+        for metric, value in zip(("auroc", "f1"), both, strict=True)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "protocols.csv", index=False)
+    (one,) = answers.answers("demo", tmp_path)
+    assert "from 0.510 to 0.550" in one.text and "0.080" not in one.text
+
+
+def test_an_interval_that_excludes_zero_is_named_where_the_correction_overrules_it(tmp_path):
+    row = {"task": "macro", "metric": "auroc", "encoder": "e", "weights": "w", "comparator": "linear probe"}
+    for lo, p_holm, said in ((0.002, 1, True), (-0.002, 1, False), (0.002, 0.01, False)):
+        table = pd.DataFrame([{**row, "value": 0.01, "lo": lo, "hi": 0.02, "p_holm": p_holm}])
+        table.to_csv(tmp_path / "finetune_vs_linear.csv", index=False)
+        (one,) = answers.answers("demo", tmp_path)
+        assert ("though the interval alone excludes zero" in one.text) == said

@@ -76,7 +76,11 @@ def models() -> list[Card]:
     found = []
     for name, one in catalogue.catalogue().items():
         sizes = f"{one.parameters / 1e6:.1f} M parameters" if one.parameters else "size not known"
-        window = f"{one.leads} leads, {one.seconds:g} s at {one.fs} Hz" if one.leads and one.seconds and one.fs else ""
+        window = (
+            f"{one.leads} {'lead' if one.leads == 1 else 'leads'}, {one.seconds:g} s at {one.fs} Hz"
+            if one.leads and one.seconds and one.fs
+            else ""
+        )
         seen = [
             f"{cohort}: {answer.seen}" + (f" [{answer.grade}]" if answer.grade else "")
             for cohort, answer in one.contamination.items()
@@ -92,11 +96,20 @@ def models() -> list[Card]:
             "evidence": f"{one.evidence}: {catalogue.GRADES[one.evidence]}",
             "notes": one.notes,
         }
-        if one.non_commercial:
+        if one.non_commercial and "non-commercial" not in facts["licence of the weights"]:
             facts["licence of the weights"] += " (non-commercial use only)"
         home = str(one.home.page) if one.home else str(one.repository or "")
         found.append(Card(name, one.title, [(key, text) for key, text in facts.items() if text], home))
     return found
+
+
+def _labels_used(weights: str) -> str:
+    if weights.startswith("ssl-simulated"):
+        return (
+            "none of a record; but the simulator's average waves were fitted to class averages of PTB-XL's oldest "
+            "records, so their labels reach these weights indirectly"
+        )
+    return "none: pre-trained without labels"
 
 
 def own(profile: str, tables: Path) -> list[Card]:
@@ -113,7 +126,7 @@ def own(profile: str, tables: Path) -> list[Card]:
             ("architecture", f"{settings['encoder']}, {int(rows['parameters'].iloc[0]) / 1e6:.1f} M parameters"),
             ("has seen", "; ".join(rows["has_seen"].unique())),
             ("files", ", ".join(f"{row.weights.split('/')[-1]} (SHA-256 {row.sha256}…)" for row in rows.itertuples())),
-            ("labels used", "none: pre-trained without labels"),
+            ("labels used", _labels_used(str(name))),
             ("licence", "MIT, like the code; made from the records named above"),
             ("intended use", "research on representations; not for use in care"),
             ("made by", f"`cure run pretrain --profile {profile}`"),
